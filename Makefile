@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Data sets that tests and benchmarks may use but that are not in the project; tests skip where they are absent.
+export LIMBECK_TEST_DATA ?= $(realpath ../shared/data)
+
+.PHONY: help install demo serve test test-all test-docker test-gpu lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install Limbeck with everything a developer needs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (downloads about 500 MB the first time; a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[cpu,compress,examples,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## compress the movie reviews, serve the result, classify two sentences (≤ 12 minutes)
+	examples/movie-reviews/demo.sh
+
+serve: $(INSTALLED) ## serve the demo's bundle in the foreground on port 8000
+	$(BIN)/limbeck serve runs/movie-reviews/bundle
+
+lint: $(INSTALLED) ## ruff (lint and format) and mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(INSTALLED) ## fast tests and one end-to-end run on real weights (≤ 8 minutes)
+	$(BIN)/pytest -m "not slow and not docker and not gpu"
+
+test-all: $(INSTALLED) ## the slow tests and the Docker tests (skipped with a reason where no engine answers)
+	$(BIN)/pytest -m "slow or docker" --timeout=1500
+
+test-docker: $(INSTALLED) ## build the images and run them with a real Docker engine
+	$(BIN)/pytest -m docker --timeout=1500 -rs
+
+test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu -rs
+
+clean: ## remove what was built (.venv, runs, caches); the source stays
+	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,160 @@
+"""The schema of `manifest.json`, format version 1 (docs/bundle-format.md states it with MUST and MAY)."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT_VERSION = 1
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Task(StrEnum):
+    """What the classifier's outputs mean."""
+
+    SINGLE_LABEL = "single-label"
+    MULTI_LABEL = "multi-label"
+    PAIR = "pair"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task, not a password
+
+
+class Activation(StrEnum):
+    """The function that turns logits into scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Schema):
+    """One file of the bundle."""
+
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class Variant(_Schema):
+    """One ONNX file and where it may run."""
+
+    name: Name
+    file: str
+    dtype: str = Field(description="dtype of the weights that matter: float32, float16 or int8")
+    execution_providers: tuple[str, ...] = Field(min_length=1, description="ONNX Runtime providers it may be sent to")
+    golden_tolerance: float = Field(gt=0, description="largest allowed change of a golden score")
+    batch_invariant: bool = Field(description="scores measured bit-equal over random batchings on CPU")
+    gate_passed: bool = Field(description="kept enough quality to be served")
+
+
+class Interval(_Schema):
+    """A metric on the test split with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ClassMetrics(_Schema):
+    """Quality for one label."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Latency(_Schema):
+    """Milliseconds per call at one batch size: median of the rounds, and the fastest and slowest round."""
+
+    median_ms: float
+    fastest_ms: float
+    slowest_ms: float
+
+
+class BatchInvariance(_Schema):
+    """Scores of each text alone against the same text among random batch mates."""
+
+    texts: int
+    batchings: int
+    max_difference: float
+    bit_equal: bool
+
+
+class StageMetrics(_Schema):
+    """One row of the stage table: one model, measured on the test split in ONNX Runtime."""
+
+    stage: str
+    accuracy: Interval
+    macro_f1: Interval
+    per_class: dict[str, ClassMetrics]
+    onnx_bytes: int
+    latency_ms: dict[str, Latency] = Field(description="batch size -> latency, one thread")
+    speedup: dict[str, float] = Field(description="batch size -> times faster than the teacher in FP32")
+    agreement: float = Field(description="share of test texts with the label of the FP32 student (teacher: 1)")
+    batch_invariance: BatchInvariance | None = None
+
+
+class Lineage(_Schema):
+    """What went into the bundle."""
+
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    seeds: dict[str, int]
+    library_versions: dict[str, str]
+    machine: str
+    created_at: str = Field(description="UTC, ISO 8601")
+
+
+class Manifest(_Schema):
+    """The whole of `manifest.json`."""
+
+    format_version: int = FORMAT_VERSION
+    name: Name
+    version: Name
+    task: Task
+    labels: tuple[str, ...] = Field(min_length=1, description="in the order of the model's output ids")
+    activation: Activation
+    max_length: int = Field(ge=3, description="tokens, specials included")
+    input_names: tuple[str, ...] = Field(min_length=1)
+    output_name: str
+    temperature: float = Field(default=1.0, gt=0, description="calibration: logits are divided by it")
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    metrics: tuple[StageMetrics, ...] = ()
+    lineage: Lineage
+    files: dict[str, FileEntry]
+    # Room from format 1 on; each is null until a task needs it.
+    thresholds: dict[str, float] | None = Field(default=None, description="label -> decision threshold (multi-label)")
+    abstention: dict[str, float] | None = None
+    text_pair: bool = Field(default=False, description="the model was trained on text pairs")
+    tag_scheme: str | None = Field(default=None, description="IOB1, IOB2 or BIOES (token classification)")
+    reference_statistics: dict[str, Any] | None = Field(default=None, description="what drift is measured against")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: each must be unique, found {list(self.labels)}")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variants: each name must be unique, found {names}")
+        return self
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant called `name`; KeyError names those there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(f"no variant {name!r}; this bundle has {[variant.name for variant in self.variants]}")
+
+
+class GoldenInput(_Schema):
+    """One line of `golden.jsonl`: an input and the scores each variant gave where the bundle was made."""
+
+    text: str
+    text_pair: str | None = None
+    label: str | None = Field(default=None, description="the true label; null when the data had none")
+    scores: dict[str, tuple[float, ...]] = Field(description="variant -> score of each label, in label order")

@@ -1,0 +1,1 @@
+"""The online half: answers classification requests over HTTP from a bundle."""

@@ -1,0 +1,1 @@
+"""Everything between a checked request and its scores; knows nothing of HTTP."""

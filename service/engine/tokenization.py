@@ -1,0 +1,66 @@
+"""From texts to token ids, and from token ids to padded arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+
+TextInput = str | tuple[str, str]
+"""One text, or one pair of texts."""
+
+IntArray = NDArray[np.int64]
+
+
+class TokenizerLoadError(Exception):
+    """`tokenizer.json` cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One tokenised input, special tokens included."""
+
+    ids: list[int]
+    type_ids: list[int]
+    truncated: bool
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, specials included."""
+        return len(self.ids)
+
+
+class Tokenizer:
+    """A `tokenizer.json`, cutting inputs to `max_length` tokens. Safe to use from several threads."""
+
+    def __init__(self, path: Path, max_length: int) -> None:
+        try:
+            self._tokenizer = FastTokenizer.from_file(str(path))
+        except Exception as error:  # the Rust extension raises plain Exception
+            raise TokenizerLoadError(f"{path}: not a tokenizer.json that tokenizers can read: {error}") from error
+        self.pad_id = int((self._tokenizer.padding or {}).get("pad_id", 0))
+        self.max_length = max_length
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    def encode(self, inputs: Sequence[TextInput]) -> list[Encoding]:
+        """Tokenise texts and pairs, in order; pairs are cut longest first."""
+        return [
+            Encoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
+            for encoding in self._tokenizer.encode_batch(list(inputs))
+        ]
+
+
+def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, IntArray]:
+    """Pad on the right to the longest: `input_ids`, `attention_mask`, `token_type_ids`, each (B, T) int64."""
+    shape = (len(encodings), max(encoding.tokens for encoding in encodings))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    token_type_ids = np.zeros(shape, dtype=np.int64)
+    for row, encoding in enumerate(encodings):
+        input_ids[row, : encoding.tokens] = encoding.ids
+        attention_mask[row, : encoding.tokens] = 1
+        token_type_ids[row, : encoding.tokens] = encoding.type_ids
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
