@@ -1,5 +1,197 @@
 """The front door: one command, whose sub-commands import what they need only when they run."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from bundle import Bundle
+
+app = typer.Typer(
+    help="Compress a text classifier into a small ONNX bundle, prove what was kept, and serve it over HTTP.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True, highlight=False)
+
+# the extra that brings a module; every other module comes with any install
+_EXTRAS = dict.fromkeys(("onnx", "optimum", "pyarrow", "safetensors", "torch", "transformers", "yaml"), "compress")
+_EXTRAS["onnxruntime"] = "cpu"
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+
+
+@app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; docs/recipe.md lists every key.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set distill.epochs=2. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where work/ and bundle/ go.  [default: runs/NAME]")
+    ] = None,
+) -> None:
+    """Distil, export, quantise, evaluate and package a classifier.
+
+    Stages: teacher, distill, export, quantize, evaluate, package. A run that was killed goes on where it was when the
+    same command is given again; a stage runs anew only when something it reads has changed.
+
+    Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
+    """
+    console = Console(highlight=False)
+    with _reported():
+        from compress.pipeline import compress as run
+
+        bundle = run(recipe, overrides or [], out, console)
+        console.print(f"\nBundle: [bold]{bundle.folder}[/bold]. Serve it with: limbeck serve {bundle.folder}")
+
+
+@app.command()
+def serve(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Folders of bundles.  [default: LIMBECK_BUNDLES]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant to serve.  [default: the fastest that passed]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one inference call.  [default: 1]")] = None,
+    sessions: Annotated[int | None, typer.Option(help="Inference calls side by side.  [default: one a core]")] = None,
+) -> None:
+    """Answer classification requests over HTTP until stopped.
+
+    Every other setting is an environment variable LIMBECK_…; docs/configuration.md lists them. SIGTERM finishes what
+    was accepted and stops.
+
+    Example: `limbeck serve runs/movie-reviews/bundle --port 8000`, then open http://127.0.0.1:8000/docs
+    """
+    given: dict[str, Any] = {"host": host, "port": port, "variant": variant, "threads": threads, "sessions": sessions}
+    with _reported():
+        from pydantic import ValidationError
+        from service.server import serve as run
+
+        from service.settings import Settings, describe_settings_error
+
+        options = {name: value for name, value in given.items() if value is not None}
+        if bundles:
+            options["bundles"] = bundles
+        try:
+            settings = Settings(**options)
+        except ValidationError as error:
+            raise typer.BadParameter(describe_settings_error(error)) from error
+        raise typer.Exit(run(settings))
+
+
+@app.command()
+def inspect(
+    bundle: BundleArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Show what a bundle is: labels, variants, sizes, metrics, lineage.
+
+    Example: `limbeck inspect runs/movie-reviews/bundle --json | jq .labels`
+    """
+    with _reported():
+        from bundle import open_bundle
+
+        opened = open_bundle(bundle)
+        if as_json:
+            typer.echo(json.dumps(opened.manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        else:
+            _print_card(opened)
+
+
+@app.command()
+def verify(bundle: BundleArgument) -> None:
+    """Check a bundle: every hash, then every variant's golden inputs on this machine.
+
+    Example: `limbeck verify runs/movie-reviews/bundle`
+    """
+    with _reported():
+        from bundle import open_bundle
+        from service.golden import check_golden
+
+        opened = open_bundle(bundle)
+        console = Console(highlight=False)
+        console.print(f"hashes: {len(opened.manifest.files)} files hold")
+        for variant in opened.manifest.variants:
+            report = check_golden(opened, variant.name)
+            console.print(
+                f"golden, {variant.name}: {report.inputs} inputs hold; largest difference "
+                f"{report.largest_difference:.1e}, tolerance {variant.golden_tolerance:g}"
+            )
+
+
+def _print_card(bundle: "Bundle") -> None:
+    from rich.table import Table
+
+    from bundle import LAYOUT
+
+    manifest, console = bundle.manifest, Console(highlight=False)
+    console.print(f"[bold]{manifest.name}[/bold] {manifest.version} · {manifest.task} · {bundle.folder}")
+    console.print(f"labels: {', '.join(manifest.labels)} ({manifest.activation}, at most {manifest.max_length} tokens)")
+    variants = Table("variant", "dtype", "MB", "batch-invariant", "gate", "runs on", title="Variants")
+    for variant in manifest.variants:
+        size = manifest.files[variant.file].size_bytes
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in variant.execution_providers)
+        gate = "passed" if variant.gate_passed else "failed"
+        exact = "yes" if variant.batch_invariant else "no"
+        variants.add_row(variant.name, variant.dtype, f"{size / 1e6:.1f}", exact, gate, providers)
+    console.print(variants)
+    total = sum(entry.size_bytes for entry in manifest.files.values())
+    tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
+    console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
+    if manifest.metrics:
+        from compress.report import stage_table
+
+        console.print(stage_table(manifest.metrics, "Test split"))
+    lineage = manifest.lineage
+    console.print(f"made {lineage.created_at} on {lineage.machine}, seeds {lineage.seeds}")
+    for name, split in lineage.data.items():
+        console.print(f"  {name}: {split['rows']} rows, sha256 {split['sha256'][:12]}…")
+    console.print("  " + ", ".join(f"{name} {version}" for name, version in lineage.library_versions.items()))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn the errors that a user can act on into one message and exit code 1."""
+    from bundle import BundleError
+    from compress.errors import CompressError
+    from service.engine.errors import EngineError
+    from service.errors import StartupError
+
+    try:
+        yield
+    except (BundleError, CompressError, EngineError, StartupError) as error:
+        raise _failure(str(error)) from error
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _EXTRAS:
+            raise
+        extra = _EXTRAS[module]
+        or_gpu = " (on a CUDA machine: 'limbeck[gpu]')" if extra == "cpu" else ""
+        raise _failure(f"this needs {module}: pip install 'limbeck[{extra}]'{or_gpu}") from error
+    except KeyboardInterrupt:
+        _errors.print("stopped; give the same command again to go on")
+        raise typer.Exit(130) from None
+
+
+def _failure(message: str) -> typer.Exit:
+    _errors.print(f"error: {message}", markup=False, soft_wrap=True)
+    return typer.Exit(1)
+
 
 def main() -> None:
     """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,15 +8,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundle.errors import LabelMismatchError
+from service.engine.errors import SessionError as SessionError
 
 RUNTIME_VERSION: str = ort.__version__
 
 # Measured slower than the nodes it replaces on CPU, in every model of docs/experiments.md.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
-
-
-class SessionError(Exception):
-    """A model that ONNX Runtime cannot load, or a call that failed inside it."""
 
 
 def available_providers() -> list[str]:

@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from service.engine.errors import TokenizerLoadError as TokenizerLoadError
+
 TextInput = str | tuple[str, str]
 """One text, or one pair of texts."""
 
 IntArray = NDArray[np.int64]
-
-
-class TokenizerLoadError(Exception):
-    """`tokenizer.json` cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from service.engine.session import Session
 from service.engine.tokenization import Tokenizer as EngineTokenizer
 from service.engine.tokenization import pad
 
-WORDS = "good bad great awful a the movie film plot is was not very fine dull".split()
-TEXTS = ["a good movie", "the plot was awful", "not very fine", "great film", "dull dull dull the film is bad"]
+WORDS = ("good", "bad", "great", "awful", "a", "the", "movie", "film", "plot", "is", "was", "not", "very", "dull")
+TEXTS = ["a good movie", "the plot was awful", "not very good", "great film", "dull dull dull the film is bad"]
 LABELS = ("negative", "positive")
 
 
@@ -54,7 +54,10 @@ def tiny_model(seed: int = 0, labels: int = 2, width: int = 8) -> onnx.ModelProt
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in ("input_ids", "attention_mask")],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"])
+            for name in ("input_ids", "attention_mask")
+        ],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", labels])],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
@@ -83,7 +86,12 @@ def tiny_manifest(**changes: object) -> Manifest:
             ),
         ),
         "lineage": Lineage(
-            recipe={}, data={}, seeds={"seed": 0}, library_versions={}, machine="test", created_at="2026-01-01T00:00:00Z"
+            recipe={},
+            data={},
+            seeds={"seed": 0},
+            library_versions={},
+            machine="test",
+            created_at="2026-01-01T00:00:00Z",
         ),
         "files": {},
     }

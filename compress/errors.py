@@ -1,0 +1,43 @@
+"""What can go wrong while compressing.
+
+CompressError
+├── RecipeError      the recipe is not valid: unknown key, wrong value, missing file
+├── DataError        the data is not usable; names file and line
+├── ModelError       a teacher or student cannot be loaded or built
+├── TrainingError    training cannot go on (for example, the loss is not finite)
+├── ExportError      the ONNX file does not do what the torch model does
+├── QuantizeError    the graph holds nothing that can be quantised, or a weight left its half step
+└── GateError        no variant kept enough quality to be shipped
+"""
+
+
+class CompressError(Exception):
+    """Compressing failed for a reason the user can act on; the message says which."""
+
+
+class RecipeError(CompressError):
+    """The recipe is not valid."""
+
+
+class DataError(CompressError):
+    """The data is not usable."""
+
+
+class ModelError(CompressError):
+    """A teacher or student cannot be loaded or built."""
+
+
+class TrainingError(CompressError):
+    """Training cannot go on."""
+
+
+class ExportError(CompressError):
+    """The exported graph does not agree with the torch model."""
+
+
+class QuantizeError(CompressError):
+    """The graph cannot be quantised as asked."""
+
+
+class GateError(CompressError):
+    """No variant kept enough quality to be shipped."""

@@ -1,0 +1,163 @@
+"""Find, load and save classifiers."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from bundle import sha256_file
+from compress.errors import ModelError
+
+PACKAGE_PREFIX = "package:"
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+# where encoders of the families we know keep their layers
+_LAYER_LISTS = ("encoder.layer", "transformer.layer")
+
+
+def resolve_model(reference: str, folder: Path | None = None) -> str:
+    """Return what transformers can load: a folder's path or a hub id.
+
+    `package:NAME` means the folder with config.json and weights inside an installed package; the package is located,
+    not imported. A relative folder is looked for in `folder` first. Raises ModelError.
+    """
+    if reference.startswith(PACKAGE_PREFIX):
+        return str(_package_folder(reference.removeprefix(PACKAGE_PREFIX)))
+    for candidate in (folder / reference if folder else None, Path(reference)):
+        if candidate and candidate.is_dir():
+            if not (candidate / "config.json").is_file():
+                raise ModelError(f"{candidate}: no config.json; expected a model saved with save_pretrained")
+            return str(candidate)
+    return reference
+
+
+def model_identity(reference: str, folder: Path) -> Any:
+    """Return what tells one model from another: hashes of a local folder's files, or the hub id as it is."""
+    resolved = Path(resolve_model(reference, folder))
+    if not resolved.is_dir():
+        return reference
+    files = [path for path in sorted(resolved.iterdir()) if path.is_file() and path.suffix in _MODEL_FILES]
+    return {path.name: sha256_file(path) for path in files}
+
+
+def load_classifier(reference: str, labels: list[str], seed: int, *, keep_head: bool) -> nn.Module:
+    """Load a sequence classifier in float32 with these labels, in this order.
+
+    `keep_head` says the model is already fine-tuned: its own labels must then be the data's (in any order; the head
+    is rearranged). Otherwise a head is made from `seed`. Raises ModelError.
+    """
+    torch.manual_seed(seed)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    try:
+        if not keep_head:
+            return _loaded(
+                AutoModelForSequenceClassification.from_pretrained(
+                    reference, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32, **names
+                )
+            )
+        model = AutoModelForSequenceClassification.from_pretrained(reference, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{reference}: cannot be loaded as a sequence classifier: {_first_line(error)}; expected a local folder, "
+            f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
+        ) from error
+    found = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if sorted(found) != sorted(labels):
+        raise ModelError(
+            f"{reference}: its labels are {found}, the data's are {labels}; rename the labels, or set "
+            "teacher.fine_tune to train a new head"
+        )
+    _reorder_head(model, [found.index(label) for label in labels], names)
+    return _loaded(model)
+
+
+def load_tokenizer(reference: str) -> Any:
+    """Load the fast tokenizer of a model; raises ModelError when it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(reference)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{reference}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{reference}: only tokenizers with a tokenizer.json can be served; this one has none")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Write the `tokenizer.json` that both halves use, with its padding token and no truncation of its own."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    backend.save(str(path))
+
+
+def take_layers(model: nn.Module, layers: int | tuple[int, ...], labels: list[str], seed: int) -> nn.Module:
+    """Return a new classifier with some layers of `model` and everything else copied.
+
+    A number means that many layers, evenly spaced and ending with the last. Raises ModelError.
+    """
+    source: Any = model
+    count: int = source.config.num_hidden_layers
+    kept = evenly_spaced(layers, count) if isinstance(layers, int) else list(layers)
+    if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+        raise ModelError(f"student.layers: found {layers}, expected rising numbers from 0 to {count - 1}")
+    config = AutoConfig.for_model(**{**source.config.to_dict(), "num_hidden_layers": len(kept)})
+    torch.manual_seed(seed)
+    student = AutoModelForSequenceClassification.from_config(config)
+    student.load_state_dict(_renumbered(source, kept))
+    student.config.id2label = dict(enumerate(labels))
+    student.config.label2id = {label: index for index, label in enumerate(labels)}
+    return _loaded(student)
+
+
+def evenly_spaced(number: int, count: int) -> list[int]:
+    """Return `number` of `count` layers, evenly spaced, the last among them: 3 of 6 -> [1, 3, 5]."""
+    return [round((index + 1) * count / number) - 1 for index in range(number)]
+
+
+def _renumbered(model: Any, kept: list[int]) -> dict[str, torch.Tensor]:
+    prefix = f"{model.base_model_prefix}."
+    lists = [f"{prefix}{name}." for name in _LAYER_LISTS]
+    new_index = {old: new for new, old in enumerate(kept)}
+    weights = {}
+    for key, value in model.state_dict().items():
+        layer_list = next((name for name in lists if key.startswith(name)), None)
+        if layer_list is None:
+            weights[key] = value
+            continue
+        index, rest = key.removeprefix(layer_list).split(".", 1)
+        if int(index) in new_index:
+            weights[f"{layer_list}{new_index[int(index)]}.{rest}"] = value
+    return weights
+
+
+def _reorder_head(model: Any, order: list[int], names: dict[str, Any]) -> None:
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.copy_(head.weight[order].clone())
+        if head.bias is not None:
+            head.bias.copy_(head.bias[order].clone())
+    model.config.id2label, model.config.label2id = names["id2label"], names["label2id"]
+
+
+def _loaded(model: Any) -> nn.Module:
+    module: nn.Module = model
+    return module.eval()
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    for location in locations:
+        for config in sorted(Path(location).rglob("config.json")):
+            weights = [*config.parent.glob("*.safetensors"), *config.parent.glob("pytorch_model*.bin")]
+            if weights and "model_type" in json.loads(config.read_text(encoding="utf-8")):
+                return config.parent
+    problem = "holds no folder with config.json and weights" if locations else "is not installed"
+    raise ModelError(f"{PACKAGE_PREFIX}{package}: the package {problem}; install one that carries model weights")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,119 @@
+"""Stage six: gate the variants, record golden scores, write the bundle."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle import LAYOUT, GoldenInput, Manifest, Variant, write_bundle
+from bundle.manifest import Lineage, StageMetrics
+from compress import evaluate, export, quantize, teacher
+from compress.errors import GateError
+from compress.machine import describe_machine
+from compress.recipe import Gate
+from compress.report import model_card
+from compress.stage import Run, library_versions, write_atomic
+from compress.tasks import SPECS
+from service.engine.postprocess import activate
+from service.engine.session import Session
+from service.engine.tokenization import Tokenizer, pad
+
+BUNDLE = "bundle"
+TOLERANCES = {"fp32": 1e-4, "int8": 2e-2}
+"""Largest change of a golden score between machines: float32 sums in another order; INT8 kernels differ by CPU."""
+_TEMPERATURE = 1.0
+
+
+def run(run: Run, folder: Path) -> dict[str, Any]:
+    """Write the bundle to `OUT/bundle` and its manifest's hash to `manifest.sha256`; raises GateError."""
+    recipe = run.recipe
+    metrics = {row.stage: row for row in evaluate.read_metrics(run.folder("evaluate"))}
+    variants = [
+        _variant("int8", "int8", metrics[evaluate.INT8], metrics[evaluate.TEACHER], recipe.gate),
+        _variant("fp32", "float32", metrics[evaluate.STUDENT], metrics[evaluate.TEACHER], recipe.gate),
+    ]
+    if not any(variant.gate_passed for variant in variants):
+        raise GateError(_refusal(metrics, recipe.gate))
+    models = {"int8": run.folder("quantize") / quantize.MODEL, "fp32": run.folder("export") / export.STUDENT}
+    sessions = {name: Session(path, labels=len(run.splits.labels)) for name, path in models.items()}
+    manifest = Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        labels=tuple(run.splits.labels),
+        activation=SPECS[recipe.task].activation,
+        max_length=recipe.data.max_length,
+        input_names=sessions["fp32"].input_names,
+        output_name=sessions["fp32"].output_name,
+        temperature=_TEMPERATURE,
+        variants=tuple(variants),
+        metrics=tuple(metrics.values()),
+        lineage=Lineage(
+            recipe=recipe.model_dump(mode="json"),
+            data=run.splits.fingerprints(),
+            seeds={"seed": recipe.seed},
+            library_versions=library_versions(),
+            machine=describe_machine(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        files={},
+    )
+    tokenizer = run.folder("teacher") / teacher.TOKENIZER
+    golden = golden_lines(run, sessions, Tokenizer(tokenizer, recipe.data.max_length))
+    files: dict[str, Path | bytes] = {LAYOUT.model(name): path for name, path in models.items()}
+    files |= {LAYOUT.tokenizer: tokenizer, LAYOUT.golden: golden}
+    files[LAYOUT.card] = model_card(manifest, {name: _size(source) for name, source in files.items()}).encode()
+    bundle = write_bundle(run.out / BUNDLE, manifest, files)
+    write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
+    return {"bundle": str(bundle.folder.name), "gate_passed": [v.name for v in variants if v.gate_passed]}
+
+
+def golden_lines(run: Run, sessions: dict[str, Session], tokenizer: Tokenizer) -> bytes:
+    """Return `golden.jsonl`: test texts drawn by seed, each run alone through every variant."""
+    test = run.splits.test
+    chosen = np.random.default_rng(run.recipe.seed).permutation(len(test))[: run.recipe.evaluate.golden_inputs]
+    activation = SPECS[run.recipe.task].activation
+    lines = []
+    for example in (test[index] for index in sorted(chosen)):
+        arrays = pad(tokenizer.encode([example.text]), tokenizer.pad_id)
+        scores = {
+            name: tuple(float(score) for score in activate(session.run(arrays), activation, _TEMPERATURE)[0])
+            for name, session in sessions.items()
+        }
+        lines.append(GoldenInput(text=example.text, label=example.label, scores=scores).model_dump_json())
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _variant(name: str, dtype: str, own: StageMetrics, reference: StageMetrics, gate: Gate) -> Variant:
+    invariant = own.batch_invariance is not None and own.batch_invariance.bit_equal
+    kept = own.accuracy.value >= reference.accuracy.value - gate.max_accuracy_drop
+    providers = ("CPUExecutionProvider",) if name == "int8" else ("CPUExecutionProvider", "CUDAExecutionProvider")
+    return Variant(
+        name=name,
+        file=LAYOUT.model(name),
+        dtype=dtype,
+        # ONNX Runtime has no CUDA kernels for graphs quantised at run time: INT8 would be slower than float there
+        execution_providers=providers,
+        golden_tolerance=TOLERANCES[name],
+        batch_invariant=invariant,
+        gate_passed=kept and own.agreement >= gate.min_agreement and (invariant or name != "int8"),
+    )
+
+
+def _refusal(metrics: dict[str, StageMetrics], gate: Gate) -> str:
+    teacher_accuracy = metrics[evaluate.TEACHER].accuracy.value
+    rows = [
+        f"{name}: accuracy {metrics[name].accuracy.value:.4f}, agreement with FP32 {metrics[name].agreement:.4f}"
+        for name in (evaluate.STUDENT, evaluate.INT8)
+    ]
+    return (
+        f"no variant passed the gate: {'; '.join(rows)}; expected accuracy of at least "
+        f"{teacher_accuracy - gate.max_accuracy_drop:.4f} (teacher {teacher_accuracy:.4f}, less "
+        f"gate.max_accuracy_drop) and agreement of at least {gate.min_agreement}. Train longer, keep more layers, "
+        "add unlabeled text, or loosen the gate"
+    )
+
+
+def _size(source: Path | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size

@@ -1,0 +1,139 @@
+"""What a stage is given, what it gives back, and how a finished one is recognised."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bundle import sha256_file
+from compress.data import Splits, load_splits
+from compress.recipe import Recipe, located
+
+LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+_RECORD, _STARTED = "stage.json", "started.json"
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a finished stage says of itself."""
+
+    stage: str
+    seconds: float
+    files: dict[str, str]
+    """File name in the stage's folder -> SHA-256."""
+    summary: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """One run of a recipe: its inputs and the reports so far. Data is read when the first stage needs it."""
+
+    recipe: Recipe
+    recipe_folder: Path
+    out: Path
+    console: Console
+    reports: dict[str, StageReport]
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The examples; raises DataError."""
+        return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed)
+
+    def folder(self, stage: str) -> Path:
+        """Return where a stage keeps its files."""
+        return self.out / "work" / stage
+
+    def files(self, stage: str) -> dict[str, str]:
+        """Return the files of a finished stage with their hashes."""
+        return self.reports[stage].files
+
+
+StageFunction = Callable[[Run, Path], dict[str, Any]]
+"""Does a stage's work in its folder and returns the summary for the report."""
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries whose code decides the outcome."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    for runtime in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions[runtime] = metadata.version(runtime)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def fingerprint(content: Any) -> str:
+    """Return the SHA-256 of anything JSON can hold, parts of a recipe included."""
+    text = json.dumps(content, sort_keys=True, default=lambda part: part.model_dump(mode="json"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageReport:
+    """Run a stage, resume it, or take over its finished report when it read the same inputs.
+
+    A stage is finished when `stage.json` is there, its fingerprint matches and every file it lists has its hash. A
+    folder left by a kill keeps its checkpoints when its fingerprint matches; otherwise it is emptied.
+    """
+    folder = run.folder(name)
+    mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions()})
+    report = _finished(folder, mark)
+    if report is not None:
+        run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
+    else:
+        if _read_json(folder / _STARTED) != {"fingerprint": mark}:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_atomic(folder / _STARTED, json.dumps({"fingerprint": mark}))
+        run.console.print(f"[bold]{name}[/bold]")
+        (folder / _RECORD).unlink(missing_ok=True)
+        started = time.monotonic()
+        summary = work(run, folder)
+        files = {
+            str(path.relative_to(folder)): sha256_file(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != _STARTED
+        }
+        report = StageReport(name, round(time.monotonic() - started, 3), files, summary)
+        write_atomic(folder / _RECORD, json.dumps({"fingerprint": mark, "report": asdict(report)}, indent=2))
+    run.reports[name] = report
+    return report
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old content or the new, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _finished(folder: Path, mark: str) -> StageReport | None:
+    record = _read_json(folder / _RECORD)
+    if record is None or record.get("fingerprint") != mark:
+        return None
+    report = StageReport(**record["report"])
+    for name, digest in report.files.items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            return None
+    return report
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
