@@ -75,8 +75,8 @@ def serve(
     given: dict[str, Any] = {"host": host, "port": port, "variant": variant, "threads": threads, "sessions": sessions}
     with _reported():
         from pydantic import ValidationError
-        from service.server import serve as run
 
+        from service.server import serve as run
         from service.settings import Settings, describe_settings_error
 
         options = {name: value for name, value in given.items() if value is not None}
@@ -116,16 +116,16 @@ def verify(bundle: BundleArgument) -> None:
     """
     with _reported():
         from bundle import open_bundle
-        from service.golden import check_golden
+        from service.golden import verify_variant
 
         opened = open_bundle(bundle)
         console = Console(highlight=False)
         console.print(f"hashes: {len(opened.manifest.files)} files hold")
         for variant in opened.manifest.variants:
-            report = check_golden(opened, variant.name)
+            report = verify_variant(opened, variant.name)
             console.print(
                 f"golden, {variant.name}: {report.inputs} inputs hold; largest difference "
-                f"{report.largest_difference:.1e}, tolerance {variant.golden_tolerance:g}"
+                f"{report.largest_difference:.1e}, tolerance {report.tolerance:g}"
             )
 
 

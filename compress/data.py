@@ -195,14 +195,17 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(_decode(path), newline=""), strict=True)
+    columns = reader.fieldnames or []
+    first_line = reader.line_num + 1  # a quoted field may span lines; a row is named by its first
     try:
         for row in reader:
-            source = f"{path}:{reader.line_num}"
+            source = f"{path}:{first_line}"
             if None in row or None in row.values():
-                raise DataError(f"{source}: expected {len(reader.fieldnames or [])} fields as in the header row")
+                raise DataError(f"{source}: expected {len(columns)} fields as in the header row")
             yield source, row
+            first_line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+        raise DataError(f"{path}:{first_line}: not CSV: {error}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,8 +2,8 @@
 
 `fuse_attention` puts one com.microsoft.MultiHeadAttention node in the place of the dozen that an exporter writes for
 each attention. `keep_first_tokens` then lets the last layer compute the first tokens only, when the classifier
-reads no more than token 0. Each pass touches only what it recognises and says how much that was; the caller compares the
-result with torch.
+reads no more than token 0. Each pass touches only what it recognises and says how much that was; the caller compares
+the result with torch.
 """
 
 from typing import Any
@@ -77,12 +77,14 @@ def keep_first_tokens(graph: Graph) -> bool:
 def _match_attention(graph: Graph, softmax: NodeProto) -> tuple[NodeProto, list[str]] | None:
     """Return the attention's last node and the (B, T, H) names of query, key and value, if it is one we know.
 
-    The pattern is Reshape(Transpose(MatMul(Softmax(Add(MatMul(q, k), mask)), v))).
+    The pattern is Reshape(Transpose(MatMul(Softmax(Add(MatMul(q, k), mask)), v))), scaled before or after q · k.
     """
     add = graph.producer(softmax.input[0])
     if add is None or add.op_type != "Add" or not _is_padding_mask(graph, add.input[1]):
         return None
     scores = graph.producer(add.input[0])
+    if scores is not None and scores.op_type in ("Div", "Mul") and graph.constant(scores.input[1]) is not None:
+        scores = graph.producer(scores.input[0])  # the scale, where it is not part of q and k
     context = _only_consumer(graph, softmax.output[0], "MatMul")
     transpose = _only_consumer(graph, context.output[0], "Transpose") if context else None
     reshape = _only_consumer(graph, transpose.output[0], "Reshape") if transpose else None
@@ -170,5 +172,6 @@ def _takes_first_token(graph: Graph, node: NodeProto) -> bool:
 
 
 def _only_consumer(graph: Graph, name: str, op: str) -> NodeProto | None:
-    users = graph.consumers(name)
+    """Return the one node that reads the values of `name` (Shape does not) if it is an `op`."""
+    users = [user for user in graph.consumers(name) if user.op_type != "Shape"]
     return users[0] if len(users) == 1 and users[0].op_type == op else None

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from bundle import LAYOUT, Manifest
@@ -10,15 +12,12 @@ from bundle.manifest import Interval, StageMetrics
 _TITLES = {"teacher": "teacher FP32", "student": "student FP32", "int8": "student INT8"}
 _HEADINGS = (
     "model",
-    "accuracy [95%]",
-    "macro-F1 [95%]",
-    "ONNX MB",
-    "of teacher",
-    "batch-1 ms",
-    "faster",
-    "batch-32 ms",
-    "faster",
-    "as FP32",
+    "accuracy [95 %]",
+    "macro-F1 [95 %]",
+    "ONNX file (share)",
+    "batch 1 (speed)",
+    "batch 32 (speed)",
+    "labels as FP32",
 )
 
 
@@ -30,12 +29,9 @@ def stage_rows(metrics: Sequence[StageMetrics]) -> list[list[str]]:
             _TITLES.get(row.stage, row.stage),
             _percent(row.accuracy),
             _percent(row.macro_f1),
-            f"{row.onnx_bytes / 1e6:.1f}",
-            f"{row.onnx_bytes / teacher_bytes:.0%}",
-            f"{row.latency_ms['1'].median_ms:.2f}",
-            f"{row.speedup['1']:.1f}×",
-            f"{row.latency_ms['32'].median_ms:.1f}",
-            f"{row.speedup['32']:.1f}×",
+            f"{row.onnx_bytes / 1e6:.1f} MB ({row.onnx_bytes / teacher_bytes:.0%})",
+            f"{row.latency_ms['1'].median_ms:.2f} ms ({row.speedup['1']:.1f}×)",
+            f"{row.latency_ms['32'].median_ms:.1f} ms ({row.speedup['32']:.1f}×)",
             f"{row.agreement:.1%}",
         ]
         for row in metrics
@@ -44,13 +40,18 @@ def stage_rows(metrics: Sequence[StageMetrics]) -> list[list[str]]:
 
 def stage_table(metrics: Sequence[StageMetrics], title: str) -> Table:
     """Return the table for a terminal."""
-    table = Table(title=title, padding=(0, 0), pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, heading in enumerate(_HEADINGS):
-        # broken at its spaces, so that the table fits 80 columns
-        table.add_column(heading.replace(" ", "\n"), justify="right" if position else "left", no_wrap=True)
+        table.add_column(_two_lines(heading), justify="right" if position else "left", no_wrap=True)
     for cells in stage_rows(metrics):
-        table.add_row(*(cell.replace(" ", "\n") for cell in cells))
+        table.add_row(*(_two_lines(cell) for cell in cells))
     return table
+
+
+def _two_lines(cell: str) -> str:
+    """Break before what stands in brackets, else at spaces, so that the table fits 80 columns."""
+    bracketed = cell.replace(" [", "\n[").replace(" (", "\n(")
+    return escape(bracketed if bracketed != cell else cell.replace(" ", "\n"))
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
@@ -61,8 +62,9 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
-        f"A {manifest.task} classifier compressed with Limbeck. Texts of more than {manifest.max_length} tokens are cut. "
-        f"Labels: {', '.join(f'`{label}`' for label in manifest.labels)}.",
+        f"A {manifest.task} classifier compressed with Limbeck. Labels: "
+        f"{', '.join(f'`{label}`' for label in manifest.labels)}. "
+        f"Texts of more than {manifest.max_length} tokens are cut.",
         "",
         "## What was kept",
         "",

@@ -1,0 +1,86 @@
+"""The recipe refuses what it does not know and says what it does."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from compress.errors import RecipeError
+from compress.recipe import Data, load_recipe, located
+
+MINIMAL = "name: x\ndata: {folder: d}\nteacher: {model: m}\nstudent: {layers: 2}\n"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["distill.epochs=7", "distill.learning_rate=5e-5", "student.layers=[0, 3]", "seed=1"])
+    assert recipe.distill.epochs == 7
+    assert recipe.distill.learning_rate == 5e-5
+    assert recipe.student.layers == (0, 3)
+    assert recipe.seed == 1
+    assert load_recipe(path).distill.loss == "mse"
+
+
+def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["teacher.fine_tune.epochs=2"])
+    assert recipe.teacher.fine_tune is not None
+    assert recipe.teacher.fine_tune.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "distil: {}\n", "distil: unknown key; did you mean 'distill'?"),
+        (MINIMAL + "distill: {epoch: 1}\n", "distill.epoch: unknown key; did you mean 'epochs'?"),
+        (MINIMAL + "teacher: {model: m, fine_tune: {lerning_rate: 1}}\n", "did you mean 'learning_rate'?"),
+        (MINIMAL + "quantize: {zzz: 1}\n", "quantize.zzz: unknown key; known keys: weight_bits, embeddings"),
+        (MINIMAL + "seed: -1\n", "seed: Input should be greater than or equal to 0 (found -1)"),
+        (MINIMAL + "export: {opset: 11}\n", "export.opset"),
+        (MINIMAL + "task: multi-label\n", "task"),
+        ("name: x\ndata: {folder: d}\nteacher: {model: m}\n", "student: Field required"),
+        ("name: x\ndata: {}\nteacher: {model: m}\nstudent: {layers: 2}\n", "exactly one of folder, train or file"),
+        ("name: x\ndata: {train: a}\nteacher: {model: m}\nstudent: {layers: 2}\n", "validation and test must be given"),
+        (
+            "name: x\nteacher: {model: m}\nstudent: {layers: 2}\ndata: {file: a, split: {test: 0.5, validation: 0.5}}",
+            "expected less than 1",
+        ),
+        ("- a list\n", "expected a mapping of keys, found list"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "name.part=3"])
+def test_a_wrong_override_is_named(tmp_path: Path, override: str) -> None:
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(write(tmp_path, MINIMAL), [override])
+
+
+def test_missing_and_undecodable_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(RecipeError, match="not UTF-8 at byte 9"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    with pytest.raises(ValidationError):
+        recipe.distill.epochs = 9
+
+
+def test_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> None:
+    data = located(Data(train=Path("a.csv"), validation=Path("/b.csv"), test=Path("c.csv")), tmp_path)
+    assert (data.train, data.validation, data.folder) == (tmp_path / "a.csv", Path("/b.csv"), None)
