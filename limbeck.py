@@ -81,7 +81,7 @@ def serve(
 
         options = {name: value for name, value in given.items() if value is not None}
         if bundles:
-            options["bundles"] = bundles
+            options |= {"bundles": bundles, "model_folder": None}  # what is named here is all that is served
         try:
             settings = Settings(**options)
         except ValidationError as error:

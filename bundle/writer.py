@@ -47,6 +47,7 @@ def _write_file(path: Path, source: Path | bytes) -> FileEntry:
                 shutil.copyfileobj(original, target, 1 << 20)
         target.flush()
         os.fsync(target.fileno())
+    path.chmod(0o644)  # whatever the umask: a service under another user must read it
     return FileEntry(sha256=sha256_file(path), size_bytes=path.stat().st_size)
 
 

@@ -215,16 +215,15 @@ class Batcher:
             )
             self._metrics.inference_s.observe(took_s)
             self._measure(sum(entry.tokens for entry in batch) / max(took_s, 1e-6))
-            finite = np.isfinite(scores).all(axis=1)
-            for place, row, usable in zip(places, scores, finite, strict=True):
-                if usable:
+            for place, row in zip(places, scores, strict=True):
+                if np.isfinite(row).all():
                     place.request.deliver(place.row, row)
                 else:
                     log.error("the model gave a score that is not a finite number")
                     place.request.fail(InferenceError("the model gave a score that is not a finite number"))
         except asyncio.CancelledError:  # only `close` cancels; it has failed, or is about to fail, every request
             raise
-        except BaseException:  # noqa: BLE001 - logged; a panic in an extension must not leave entries unanswered
+        except BaseException:  # a panic in an extension must not leave entries unanswered
             log.exception("inference failed on a batch of %d", len(batch))
             for place in places:
                 place.request.fail(InferenceError("inference failed; the service's log has the details"))

@@ -22,8 +22,8 @@ def activate(logits: FloatArray, activation: Activation, temperature: float = 1.
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
     if activation is Activation.SIGMOID:
         decayed = np.exp(-np.abs(scaled))
-        return np.where(scaled >= 0, 1 / (1 + decayed), decayed / (1 + decayed)).astype(np.float32)
-    return scaled
+        return np.asarray(np.where(scaled >= 0, 1 / (1 + decayed), decayed / (1 + decayed)), dtype=np.float32)
+    return np.asarray(scaled, dtype=np.float32)
 
 
 def rank(scores: FloatArray, labels: Sequence[str], top_k: int | None = None) -> list[tuple[str, float]]:

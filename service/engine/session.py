@@ -1,14 +1,20 @@
 """The one file that imports ONNX Runtime."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundle.errors import LabelMismatchError
-from service.engine.errors import SessionError as SessionError
+from service.engine.errors import SessionError
+
+# From 1.29 on ONNX Runtime reports its use to its maker and keeps an identifier on disk, unless told not to before it
+# is imported. Set the variable to 0 to allow it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 RUNTIME_VERSION: str = ort.__version__
 
@@ -49,6 +55,8 @@ class Session:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         on_cpu = provider == "CPUExecutionProvider"
+        if provider == "CUDAExecutionProvider":
+            ort.preload_dlls()  # finds CUDA and cuDNN in the wheels of limbeck[gpu]
         try:
             self._session = ort.InferenceSession(
                 str(path), options, providers=[provider], disabled_optimizers=_SLOWER_FUSIONS if on_cpu else None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from service.engine.errors import TokenizerLoadError as TokenizerLoadError
+from service.engine.errors import TokenizerLoadError
 
 TextInput = str | tuple[str, str]
 """One text, or one pair of texts."""

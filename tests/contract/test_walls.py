@@ -1,6 +1,7 @@
 """Which room may import what (docs/architecture.md), read from the source and tried for real."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,12 @@ def test_a_missing_extra_gives_one_line_with_the_pip_command(
     assert result.stdout == ""
     assert len(result.stderr.strip().splitlines()) == 1
     assert pip in result.stderr
+
+
+def test_nothing_phones_home(tmp_path: Path) -> None:
+    """ONNX Runtime writes an identifier for its telemetry to the home folder unless it is told not to."""
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    code = "import service.app, compress.pipeline, limbeck"
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    assert list(tmp_path.rglob("*onnxruntime*")) == []

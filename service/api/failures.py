@@ -1,0 +1,153 @@
+"""The one place that turns errors into HTTP responses; nothing of the inside reaches a client."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import (
+    BodyTooLargeError,
+    DrainingError,
+    InvalidInputError,
+    MethodError,
+    ServiceError,
+    UnavailableError,
+    UnexpectedError,
+    UnknownPathError,
+)
+from service.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_FOUND_CHARACTERS = 60
+
+# pydantic's kinds of problems whose own words speak of Python
+_EXPECTED = {
+    "model_attributes_type": "expected a JSON object",
+    "model_type": "expected a JSON object",
+    "dict_type": "expected a JSON object",
+    "list_type": "expected a list",
+}
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Give `app` the handlers and the middleware that answer every failure in the service's own shape."""
+
+    async def answer(_request: Request, error: Exception) -> Response:
+        translated = translate(error)
+        if isinstance(translated, UnavailableError | BodyTooLargeError):
+            metrics.rejected.labels(translated.code).inc()
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        return respond(translated, headers)
+
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
+    app.add_middleware(UnexpectedErrorMiddleware)
+
+
+def respond(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
+    """Return the response to an error, with `headers` (such as Allow) added to its own."""
+    body = json.dumps(_encodable(error.body()))
+    return Response(body, error.status, {**(headers or {}), **error.headers()}, "application/json")
+
+
+def translate(error: Exception) -> ServiceError:
+    """Say an error of FastAPI's or Starlette's as one of ours."""
+    match error:
+        case ServiceError():
+            return error
+        case RequestValidationError():
+            return _invalid(error.errors()[0])
+        case HTTPException(status_code=404):
+            return UnknownPathError("no such path; GET /docs lists those there are")
+        case HTTPException(status_code=405):
+            return MethodError("the path does not take this method; the header Allow lists those it takes")
+        case HTTPException(status_code=413):
+            return BodyTooLargeError(str(error.detail))
+        case HTTPException(status_code=400):  # FastAPI: the body's reader failed in a way that is not a JSON error
+            if isinstance(error.__cause__, UnicodeDecodeError):
+                return InvalidInputError("body", f"not UTF-8 at byte {error.__cause__.start}")
+            return InvalidInputError("body", "cannot be read as JSON")
+        case _:
+            return UnexpectedError()
+
+
+class UnexpectedErrorMiddleware:
+    """Answers what no handler caught: faults of the service with 500, cancellation at shutdown with 503."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and answer for the app when it fails."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
+            if started:
+                raise
+            await respond(DrainingError("the service shut down before this request was finished"))(scope, receive, send)
+        except Exception:
+            log.exception("unexpected error on %s %s", scope["method"], scope["path"])
+            if started:
+                raise  # half an answer is out: the server must close the connection
+            await respond(UnexpectedError())(scope, receive, send)
+
+
+def _invalid(problem: dict[str, Any]) -> InvalidInputError:
+    """Say one of pydantic's problems: which field, what was found, what was expected."""
+    kind, where = problem["type"], problem["loc"]
+    if kind == "json_invalid":
+        return InvalidInputError("body", f"not JSON at character {where[-1]}: {problem['ctx']['error']}")
+    field = _field(where)
+    if kind == "missing":
+        return InvalidInputError(field, "required, but missing")
+    if kind == "extra_forbidden":
+        return InvalidInputError(field, "unknown key; GET /docs lists the known ones")
+    if kind == "string_unicode":  # in a key; `check_inputs` finds those in texts
+        return InvalidInputError(field, "found half of a surrogate pair, expected whole Unicode characters")
+    message = _EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
+    return InvalidInputError(field, f"{message[:1].lower()}{message[1:]}, found {_found(problem['input'])}")
+
+
+def _field(where: tuple[int | str, ...]) -> str:
+    """Write `("body", "inputs", 3, "(pair)", "text")` as `inputs[3].text`; the tags of unions are in parentheses."""
+    field = ""
+    for part in where[1:]:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif not part.startswith("("):
+            field += f".{part[:_FOUND_CHARACTERS]}" if field else part[:_FOUND_CHARACTERS]
+    return field or "body"
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, bytes):
+        return "bytes"
+    text = json.dumps(value)
+    return text if len(text) <= _FOUND_CHARACTERS else f"{text[:_FOUND_CHARACTERS]}…"
+
+
+def _encodable(value: Any) -> Any:
+    """Replace lone surrogates, which a client may send in a key but no UTF-8 can carry back."""
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

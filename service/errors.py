@@ -1,0 +1,148 @@
+"""Every refusal and failure that a client of the service can see, and the one shape they are sent in.
+
+Exception
+├── StartupError                 the service cannot start; the process logs one line and exits with 1
+└── ServiceError                 answered as {"error": {"code", "message", "field"?}}
+    ├── InvalidInputError        422  which field, what was found, what was expected
+    ├── UnknownModelError        404  no such model or version
+    ├── UnknownPathError         404  no such path
+    ├── MethodError              405  the path exists, the method does not
+    ├── BodyTooLargeError        413  more bytes than max_body_bytes
+    ├── ContentTypeError         415  the body is not declared as JSON
+    ├── ClientGoneError          499  nobody is left to answer; seen in metrics only
+    ├── InferenceError           500  tokenization or the model failed; the log has the details
+    ├── UnexpectedError          500  a fault of the service itself; the log has the traceback
+    └── UnavailableError         come back later: Retry-After is always set
+        ├── QueueFullError       429  a bound of the queue is reached
+        ├── NotReadyError        503  models are loading, or a model's worker died
+        └── DrainingError        503  the service is shutting down
+
+`service.api.failures` is the only place that turns these into HTTP responses.
+"""
+
+from typing import Any
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says which bundle or setting is at fault and what to do."""
+
+
+class ServiceError(Exception):
+    """A request that is not answered with a result.
+
+    `status` is the HTTP status, `code` a stable name for programs, `field` the part of the request at fault and
+    `retry_after_s` the whole seconds after which trying again makes sense.
+    """
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON body that clients get."""
+        error = {"code": self.code, "message": self.message}
+        if self.field is not None:
+            error["field"] = self.field
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with the status."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+class InvalidInputError(ServiceError):
+    """The request cannot be understood as it is; the message names the field."""
+
+    status = 422
+    code = "invalid_input"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}", field=field)
+
+
+class UnknownModelError(ServiceError):
+    """No model, or no version of it, has that name."""
+
+    status = 404
+    code = "unknown_model"
+
+
+class UnknownPathError(ServiceError):
+    """No route has that path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodError(ServiceError):
+    """The path exists, but not with that method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLargeError(ServiceError):
+    """The request's body has more bytes than the service reads."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class ContentTypeError(ServiceError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_content_type"
+
+
+class ClientGoneError(ServiceError):
+    """The client closed the connection before its answer was ready."""
+
+    status = 499
+    code = "client_gone"
+
+
+class InferenceError(ServiceError):
+    """Tokenization or the model failed on this request."""
+
+    code = "inference_failed"
+
+
+class UnexpectedError(ServiceError):
+    """A fault of the service itself."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the service's log has the details")
+
+
+class UnavailableError(ServiceError):
+    """The same request may succeed later."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: int = 5) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class QueueFullError(UnavailableError):
+    """A bound of the queue is reached; nothing of the request was accepted."""
+
+    status = 429
+    code = "queue_full"
+
+
+class NotReadyError(UnavailableError):
+    """Models are still loading, or a model's worker died."""
+
+    code = "not_ready"
+
+
+class DrainingError(UnavailableError):
+    """The service is shutting down and accepts nothing new."""
+
+    code = "draining"

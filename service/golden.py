@@ -1,0 +1,84 @@
+"""Runs a bundle's golden inputs on this machine and compares with the scores recorded where it was made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import LAYOUT, Bundle, GoldenInput
+from bundle.errors import GoldenMismatchError
+from service.engine.postprocess import activate
+from service.engine.session import Session
+from service.engine.tokenization import TextInput, Tokenizer, pad
+from service.variants import CPU
+
+
+@dataclass(frozen=True)
+class GoldenReport:
+    """What a golden check that passed has seen."""
+
+    inputs: int
+    largest_difference: float
+    tolerance: float
+
+
+def check_golden(bundle: Bundle, variant_name: str, session: Session, tokenizer: Tokenizer) -> GoldenReport:
+    """Classify every golden input alone and hold the scores against the recorded ones.
+
+    Raises GoldenMismatchError when a score moved by more than the variant's tolerance, or when the top label changed
+    although the recorded margin (highest score minus second) is larger than the tolerance; the errors of
+    `Bundle.golden`; SessionError when the model cannot be run; KeyError when there is no such variant.
+    """
+    tolerance = bundle.manifest.variant(variant_name).golden_tolerance
+    largest = 0.0
+    golden_inputs = bundle.golden()
+    for number, golden in enumerate(golden_inputs, start=1):
+        found = _scores(bundle, session, tokenizer, golden)
+        expected = np.asarray(golden.scores[variant_name], dtype=np.float64)
+        where = f"{bundle.path(LAYOUT.golden)}:{number}: variant {variant_name!r} on {session.provider}"
+        largest = max(largest, _compare(where, bundle.manifest.labels, found, expected, tolerance))
+    return GoldenReport(len(golden_inputs), largest, tolerance)
+
+
+def verify_variant(bundle: Bundle, variant_name: str) -> GoldenReport:
+    """Load a variant, on the CPU where it may run there or else on the first provider it lists, and check its scores.
+
+    Raises what `check_golden` raises, LabelMismatchError, SessionError and TokenizerLoadError.
+    """
+    variant = bundle.manifest.variant(variant_name)
+    provider = CPU if CPU in variant.execution_providers else variant.execution_providers[0]
+    session = Session(bundle.path(variant.file), provider=provider, labels=len(bundle.manifest.labels))
+    tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
+    return check_golden(bundle, variant_name, session, tokenizer)
+
+
+def _scores(bundle: Bundle, session: Session, tokenizer: Tokenizer, golden: GoldenInput) -> NDArray[np.float64]:
+    text: TextInput = golden.text if golden.text_pair is None else (golden.text, golden.text_pair)
+    logits = session.run(pad(tokenizer.encode([text]), tokenizer.pad_id))  # (1, C)
+    scores = activate(logits, bundle.manifest.activation, bundle.manifest.temperature)  # (1, C)
+    return np.asarray(scores[0], dtype=np.float64)
+
+
+def _compare(
+    where: str, labels: Sequence[str], found: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float
+) -> float:
+    """Return the largest difference of one input's scores (C,), or raise GoldenMismatchError."""
+    differences = np.abs(found - expected)
+    worst = int(np.argmax(differences))  # a NaN counts as the largest
+    if not differences[worst] <= tolerance:  # written so that a NaN fails too
+        raise GoldenMismatchError(
+            f"{where}: label {labels[worst]!r}: found score {found[worst]:.6f}, expected {expected[worst]:.6f} "
+            f"within {tolerance:g}; this machine computes differently: choose another variant, or compress again here"
+        )
+    top_found, top_expected = int(np.argmax(found)), int(np.argmax(expected))
+    if top_found != top_expected:
+        margin = expected[top_expected] - np.partition(expected, -2)[-2]
+        if margin > tolerance:
+            raise GoldenMismatchError(
+                f"{where}: found top label {labels[top_found]!r} ({found[top_found]:.6f}), expected "
+                f"{labels[top_expected]!r} ({expected[top_expected]:.6f}), whose margin of {margin:.6f} is over the "
+                f"tolerance of {tolerance:g}; this machine computes differently: choose another variant, or compress "
+                "again here"
+            )
+    return float(differences[worst])

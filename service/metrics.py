@@ -1,0 +1,123 @@
+"""The service's Prometheus metrics: their names, units and buckets, and the middleware that counts requests."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
+
+UNMATCHED = "unmatched"
+"""The route of requests to paths that do not exist: what clients invent must not become a label value."""
+
+
+@dataclass(frozen=True)
+class EngineMetrics:
+    """The metrics of one model's queue, bound to its labels. `_s` are seconds."""
+
+    queue_wait_s: Histogram
+    tokenization_s: Histogram
+    inference_s: Histogram
+    batch_size: Histogram
+    batch_tokens: Histogram
+    inputs: Counter
+    inputs_truncated: Counter
+    queue_entries: Gauge
+
+    def watch_queue(self, entries: Callable[[], int]) -> None:
+        """Read the gauge from `entries` whenever it is scraped."""
+        self.queue_entries.set_function(entries)
+
+
+class Metrics:
+    """All metrics of one app, in a registry of its own, so that several apps can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        model = ("model", "version")
+        self.requests = self._counter("limbeck_requests_total", "Answered requests", "model", "route", "status")
+        self.request_duration_s = self._histogram(
+            "limbeck_request_duration_seconds",
+            "From the request's head to the last byte of its answer",
+            _SECONDS,
+            "route",
+        )
+        self.rejected = self._counter(
+            "limbeck_rejected_total", "Requests turned away without an answer from the model, by error code", "reason"
+        )
+        self.model_ready = self._gauge(
+            "limbeck_model_ready", "1 while the model answers, 0 when it drains or died", *model, "variant"
+        )
+        self._queue_wait = self._histogram(
+            "limbeck_queue_wait_seconds", "An entry's time between admission and its batch", _SECONDS, *model
+        )
+        self._tokenization = self._histogram(
+            "limbeck_tokenization_seconds", "A request's tokenization, waiting for a thread included", _SECONDS, *model
+        )
+        self._inference = self._histogram("limbeck_inference_seconds", "One batch in the model", _SECONDS, *model)
+        self._batch_size = self._histogram("limbeck_batch_size", "Entries in a batch", _ENTRIES, *model)
+        self._batch_tokens = self._histogram("limbeck_batch_tokens", "Tokens in a batch, with padding", _TOKENS, *model)
+        self._inputs = self._counter("limbeck_inputs_total", "Admitted entries", *model)
+        self._truncated = self._counter(
+            "limbeck_inputs_truncated_total", "Admitted entries cut to the model's max_length", *model
+        )
+        self._queue_entries = self._gauge("limbeck_queue_entries", "Entries that wait for a batch", *model)
+
+    def engine(self, model: str, version: str) -> EngineMetrics:
+        """Return the metrics of one loaded model."""
+        return EngineMetrics(
+            queue_wait_s=self._queue_wait.labels(model, version),
+            tokenization_s=self._tokenization.labels(model, version),
+            inference_s=self._inference.labels(model, version),
+            batch_size=self._batch_size.labels(model, version),
+            batch_tokens=self._batch_tokens.labels(model, version),
+            inputs=self._inputs.labels(model, version),
+            inputs_truncated=self._truncated.labels(model, version),
+            queue_entries=self._queue_entries.labels(model, version),
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+
+class RequestMetricsMiddleware:
+    """Counts and times each HTTP request by the template of its route.
+
+    The model is what the route put into `request.state.model` after it had found one; empty otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a `send` that sees the status."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began_s = time.perf_counter()
+        status = 499  # stays when nobody was left to answer
+        state = scope.setdefault("state", {})
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        finally:
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self._metrics.requests.labels(state.get("model", ""), route, str(status)).inc()
+            self._metrics.request_duration_s.labels(route).observe(time.perf_counter() - began_s)

@@ -1,0 +1,277 @@
+"""The models in service: how one is loaded and proved, and which one a request means."""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import LAYOUT, Bundle, BundleError, Manifest, Variant, open_bundle
+from service.engine.batcher import Batcher
+from service.engine.errors import EngineError, SessionError
+from service.engine.postprocess import activate
+from service.engine.queue import BatchQueue
+from service.engine.session import Session, available_providers
+from service.engine.tokenization import Encoding, Tokenizer, pad
+from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
+from service.golden import check_golden
+from service.metrics import Metrics
+from service.settings import Settings
+from service.variants import AUTO, CPU, CUDA, Choice, choose_variant
+
+log = logging.getLogger(__name__)
+
+_WARM_UP_LENGTHS = (16, 128, 512)  # tokens; those below max_length, and max_length itself
+
+
+class Model:
+    """A bundle with one of its variants in memory. `start` gives it a batcher and makes it ready."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, session: Session, tokenizer: Tokenizer) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self.session = session
+        self.tokenizer = tokenizer
+        self.draining = False
+        self._batcher: Batcher | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: started, its worker alive and not draining."""
+        return self._batcher is not None and self._batcher.healthy and not self.draining
+
+    @property
+    def batcher(self) -> Batcher:
+        """The running batcher; raises NotReadyError before `start`."""
+        if self._batcher is None:
+            raise NotReadyError(f"model {self.manifest.name} is not started")
+        return self._batcher
+
+    def infer(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        """Return calibrated scores (B, C) float32 for one batch; may be called from several threads."""
+        logits = self.session.run(pad(encodings, self.tokenizer.pad_id))
+        return activate(logits, self.manifest.activation, self.manifest.temperature)
+
+    def warm_up(self, settings: Settings) -> None:
+        """Run each of a few shapes once, the largest batch included, so that no request pays for a first time."""
+        longest = self.manifest.max_length
+        for length in sorted({min(length, longest) for length in (*_WARM_UP_LENGTHS, longest)}):
+            rows = max(1, min(settings.max_batch_size, settings.max_batch_tokens // length))
+            for batch in {1, rows}:
+                self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * batch)
+
+    def start(self, settings: Settings, metrics: Metrics) -> None:
+        """Start the batcher on the running event loop."""
+        name, version = self.manifest.name, self.manifest.version
+        queue: BatchQueue[Any] = BatchQueue(
+            capacity_entries=settings.queue_capacity,
+            capacity_tokens=settings.queue_capacity_tokens,
+            max_batch_size=settings.max_batch_size,
+            max_batch_tokens=settings.max_batch_tokens,
+        )
+        self._batcher = Batcher(
+            queue,
+            self.tokenizer.encode,
+            self.infer,
+            sessions=settings.sessions,
+            metrics=metrics.engine(name, version),
+        ).start()
+        metrics.model_ready.labels(name, version, self.variant.name).set_function(lambda: float(self.ready))
+
+    async def close(self, timeout_s: float) -> None:
+        """Answer what was accepted within `timeout_s` seconds, fail the rest."""
+        self.draining = True
+        if self._batcher is not None:
+            await self._batcher.close(timeout_s)
+
+
+def find_bundles(settings: Settings) -> list[Path]:
+    """Return the bundle folders that the settings name; raises StartupError when a folder of models has none."""
+    folders = list(settings.bundles)
+    if settings.model_folder is not None:
+        try:
+            folders += _bundles_in(settings.model_folder)
+        except OSError as error:
+            raise StartupError(
+                f"model_folder {settings.model_folder}: cannot be read: {error.strerror}; "
+                f"the service runs as user id {os.getuid()}, which needs to read it"
+            ) from error
+    return folders
+
+
+def _bundles_in(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise StartupError(f"model_folder {root}: expected a folder, found {'a file' if root.exists() else 'none'}")
+    if (root / LAYOUT.manifest).exists():
+        return [root]
+    found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        raise StartupError(
+            f"model_folder {root}: no bundle in it; expected {LAYOUT.manifest}, or sub-folders that hold one"
+        )
+    return found
+
+
+def load_model(path: Path, settings: Settings) -> Model:
+    """Verify the bundle in `path`, load the variant that fits this machine, warm it up and check its golden scores.
+
+    Raises StartupError, which names the bundle and the first thing wrong with it. Takes seconds: not for an event
+    loop's thread.
+    """
+    try:
+        bundle = open_bundle(path)
+        tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
+        choice, session = _load_session(bundle, settings)
+        model = Model(bundle, choice.variant, session, tokenizer)
+        model.warm_up(settings)
+        report = check_golden(bundle, choice.variant.name, session, tokenizer)
+    except (BundleError, EngineError, OSError) as error:
+        raise StartupError(f"cannot load bundle {path}: {type(error).__name__}: {error}") from error
+    log.info(
+        "loaded %s %s, variant %s on %s; %d golden inputs, largest difference %.2g (tolerance %g)",
+        bundle.manifest.name,
+        bundle.manifest.version,
+        choice.variant.name,
+        choice.provider,
+        report.inputs,
+        report.largest_difference,
+        report.tolerance,
+    )
+    return model
+
+
+def _load_session(bundle: Bundle, settings: Settings) -> tuple[Choice, Session]:
+    providers = available_providers()
+    choice = choose_variant(bundle.manifest, settings.variant, providers)
+    try:
+        return choice, _session(bundle, choice, settings)
+    except SessionError as error:
+        # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
+        if choice.provider != CUDA or settings.variant != AUTO:
+            raise
+        log.warning("%s; taking the CPU instead", error)
+    choice = choose_variant(bundle.manifest, AUTO, [CPU])
+    return choice, _session(bundle, choice, settings)
+
+
+def _session(bundle: Bundle, choice: Choice, settings: Settings) -> Session:
+    return Session(
+        bundle.path(choice.variant.file),
+        threads=settings.threads,
+        provider=choice.provider,
+        labels=len(bundle.manifest.labels),
+    )
+
+
+class Registry:
+    """Models by name and version. Until `publish` every question is answered with NotReadyError."""
+
+    def __init__(self, default_model: str | None = None) -> None:
+        self._default = default_model
+        self._models: dict[str, list[Model]] = {}  # each list sorted, the highest version first
+        self._published = False
+        self._draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is loaded and answers."""
+        return self._published and not self._draining and all(model.ready for model in self._all())
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is shutting down."""
+        return self._draining
+
+    def publish(self, models: Iterable[Model]) -> None:
+        """Make all models reachable at once.
+
+        Raises StartupError when two bundles have the same name and version, or the default model is not among them.
+        """
+        by_name: dict[str, list[Model]] = {}
+        for model in models:
+            name, version = model.manifest.name, model.manifest.version
+            for other in by_name.setdefault(name, []):
+                if other.manifest.version == version:
+                    raise StartupError(
+                        f"{model.bundle.folder} and {other.bundle.folder} are both {name} version {version}; "
+                        "serve one of them, or give one another name or version"
+                    )
+            by_name[name].append(model)
+        if self._default is not None and self._default not in by_name:
+            raise StartupError(f"default_model {self._default!r} is not among the loaded: {', '.join(sorted(by_name))}")
+        for versions in by_name.values():
+            versions.sort(key=lambda model: natural_key(model.manifest.version), reverse=True)
+        self._models = by_name
+        self._published = True
+
+    def get(self, name: str | None = None, version: str | None = None) -> Model:
+        """Return the model a request means.
+
+        Without a name: the only model or the default; without a version: the highest. Raises UnknownModelError,
+        NotReadyError or DrainingError.
+        """
+        self._check_published()
+        if name is None:
+            name = self._default or self._only()
+        versions = self._models.get(name)
+        if versions is None:
+            raise UnknownModelError(f"no model {name[:64]!r}; there are: {', '.join(sorted(self._models))}")
+        if version is None:
+            return versions[0]
+        for model in versions:
+            if model.manifest.version == version:
+                return model
+        known = ", ".join(model.manifest.version for model in versions)
+        raise UnknownModelError(f"no version {version[:64]!r} of model {name}; there are: {known}")
+
+    def versions(self, name: str) -> list[Model]:
+        """Return all versions of a model, the highest first; raises what `get` raises."""
+        return self._models[self.get(name).manifest.name]
+
+    def names(self) -> list[str]:
+        """Return the names of all models, sorted; raises NotReadyError or DrainingError."""
+        self._check_published()
+        return sorted(self._models)
+
+    def begin_draining(self) -> None:
+        """Turn readiness false; what was accepted still gets its answer."""
+        self._draining = True
+
+    async def close(self, timeout_s: float) -> None:
+        """Drain all models side by side: answer what was accepted within `timeout_s` seconds, fail the rest."""
+        self.begin_draining()
+        await asyncio.gather(*(model.close(timeout_s) for model in self._all()))
+
+    def _all(self) -> list[Model]:
+        return [model for versions in self._models.values() for model in versions]
+
+    def _only(self) -> str:
+        if len(self._models) == 1:
+            return next(iter(self._models))
+        raise UnknownModelError(
+            f"several models are loaded ({', '.join(sorted(self._models))}) and none is the default; "
+            "use /v1/models/{model}/classify, or set LIMBECK_DEFAULT_MODEL"
+        )
+
+    def _check_published(self) -> None:
+        if self._published:
+            return
+        if self._draining:
+            raise DrainingError("the service is shutting down")
+        raise NotReadyError("models are still loading")
+
+
+def natural_key(version: str) -> list[tuple[int, int, str]]:
+    """Return a sort key in which 1.10 is higher than 1.9, and 2 higher than beta."""
+    parts = re.findall(r"\d+|[^\d._-]+", version)
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]

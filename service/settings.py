@@ -1,0 +1,120 @@
+"""Every setting of the service: one definition, one environment variable, one line of documentation each."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "LIMBECK_"
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the number of CPUs that this process may run on: its affinity, bounded by its container's limit."""
+    # macOS and Windows have no affinity
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _cpu_limit(cgroup)
+    return cpus if limit is None else max(1, min(cpus, math.ceil(limit)))
+
+
+def _cpu_limit(cgroup: Path) -> float | None:
+    """Return the CPUs that control groups allow, version 2 (`cpu.max`) or 1 (`cpu.cfs_*`), or None for no limit."""
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{part}_us").read_text(encoding="ascii").strip()
+                for part in ("quota", "period")
+            )
+    except (OSError, ValueError):
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+class Settings(BaseSettings):
+    """Settings from arguments first, then from the environment (`LIMBECK_` and the name in capitals).
+
+    Raises pydantic's ValidationError; `describe_settings_error` puts it into words.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+
+    bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="bundle folders to serve: a JSON list, or paths separated by commas"
+    )
+    model_folder: Path | None = Field(
+        default=None, description="a folder that is a bundle, or whose direct sub-folders (not hidden) all are"
+    )
+    default_model: str | None = Field(
+        default=None, description="model that answers `POST /v1/classify`; not needed when there is only one"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on")
+    threads: int = Field(default=1, ge=1, le=1024, description="ONNX Runtime threads within one inference call")
+    sessions: int = Field(
+        default_factory=usable_cpus, ge=1, le=1024, description="inference calls side by side, per model"
+    )
+    variant: str = Field(
+        default="auto", min_length=1, description="`auto` picks for the hardware; or the name of one of the variants"
+    )
+    max_batch_size: int = Field(default=16, ge=1, description="most entries in one batch")
+    max_batch_tokens: int = Field(
+        default=4096, ge=1, description="most padded tokens (longest × rows) in one batch; one entry always goes"
+    )
+    queue_capacity: int = Field(default=1024, ge=1, description="most entries waiting, per model; beyond: 429")
+    queue_capacity_tokens: int = Field(default=131072, ge=1, description="most tokens waiting, per model; beyond: 429")
+    max_body_bytes: int = Field(default=1048576, ge=1, description="largest request body; beyond: 413")
+    max_inputs: int = Field(default=128, ge=1, description="most entries in one request; beyond: 422")
+    shutdown_timeout_s: int = Field(
+        default=25, ge=1, description="how long accepted requests may take after SIGTERM before they get 503"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"begins like a JSON list but is none ({error})") from error
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.bundles and self.model_folder is None:
+            raise ValueError(f"nothing to serve; set {ENV_PREFIX}BUNDLES or {ENV_PREFIX}MODEL_FOLDER")
+        if self.max_inputs > self.queue_capacity:
+            raise ValueError(
+                f"max_inputs is {self.max_inputs}, more than queue_capacity ({self.queue_capacity}): "
+                "such a request could never be accepted; lower the one or raise the other"
+            )
+        return self
+
+
+def describe_settings_error(error: ValidationError) -> str:
+    """Put pydantic's error about Settings into one line a problem: name, environment variable, what is wrong."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            lines.append(f"settings: {message}")
+            continue
+        name = str(problem["loc"][0])
+        if name not in Settings.model_fields:
+            lines.append(f"{name}: no such setting; docs/configuration.md lists them")
+            continue
+        found = repr(problem["input"])
+        lines.append(f"{name} ({ENV_PREFIX}{name.upper()}): {message[:1].lower()}{message[1:]}, found {found[:100]}")
+    return "\n".join(lines)

@@ -1,0 +1,32 @@
+"""What can be said of the Docker files without an engine."""
+
+import difflib
+from pathlib import Path
+
+TOP = Path(__file__).parents[2]
+
+
+def instructions(name: str) -> list[str]:
+    """The lines of a Dockerfile that do something."""
+    lines = (TOP / "docker" / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_two_dockerfiles_differ_only_where_the_runtimes_do():
+    difference = difflib.ndiff(instructions("Dockerfile"), instructions("Dockerfile.gpu"))
+    changed = [line for line in difference if line[0] in "+-"]
+    assert [(line[0], line[2:].split("=")[0].split()[-1]) for line in changed] == [
+        ("-", "EXTRA"),
+        ("+", "EXTRA"),
+        ("-", "org.opencontainers.image.description"),
+        ("+", "org.opencontainers.image.description"),
+        ("+", "LD_LIBRARY_PATH"),
+    ]
+
+
+def test_no_dockerfile_needs_a_registry_beyond_its_base():
+    for name in ("Dockerfile", "Dockerfile.gpu"):
+        text = (TOP / "docker" / name).read_text(encoding="utf-8")
+        assert "# syntax=" not in text
+        bases = {line.split()[1] for line in instructions(name) if line.startswith("FROM ")}
+        assert bases == {"python:3.11-slim-bookworm"}

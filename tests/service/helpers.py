@@ -1,0 +1,71 @@
+"""What several of the service's tests need: changed bundles, a running app, an outside reference for scores."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from onnx import numpy_helper
+from scipy.special import softmax
+
+from bundle import LAYOUT, Bundle, write_bundle
+from service.app import create_app
+from service.settings import Settings
+from tests.support.bundles import WORDS, tiny_model
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+
+
+def changed(bundle: Bundle, folder: Path, *, files: dict[str, Path | bytes] | None = None, **changes: object) -> Bundle:
+    """Write a copy of `bundle` to `folder` with other manifest fields and other files."""
+    contents: dict[str, Path | bytes] = {name: bundle.path(name) for name in bundle.manifest.files}
+    manifest = bundle.manifest.model_validate(bundle.manifest.model_dump() | changes)
+    return write_bundle(folder, manifest, contents | (files or {}))
+
+
+def pair_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """A bundle whose one golden input is a pair."""
+    scores = ",".join(map(str, reference_scores("a good movie", "the plot")))
+    line = f'{{"text": "a good movie", "text_pair": "the plot", "scores": {{"fp32": [{scores}]}}}}\n'
+    return changed(bundle, folder, files={LAYOUT.golden: line.encode()}, name="pairs", text_pair=True)
+
+
+def reference_scores(*texts: str) -> list[float]:
+    """Scores of the tiny model, from its weights with numpy and scipy alone, in label order."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tiny_model(0).graph.initializer}
+    ids = [2]
+    for text in texts:
+        ids += [VOCABULARY.index(word) if word in VOCABULARY else 1 for word in text.lower().split()] + [3]
+    mean = weights["embeddings"][ids].astype(np.float64).mean(axis=0)
+    return [float(score) for score in softmax(mean @ weights["classifier"].astype(np.float64))]
+
+
+def settings_for(*bundles: Bundle, **changes: object) -> Settings:
+    return Settings(bundles=tuple(bundle.folder for bundle in bundles), **({"sessions": 1} | changes))
+
+
+async def until(condition, timeout_s: float = 20) -> None:
+    """Wait for what is bound to come true; fail rather than hang when it does not."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The app with its models loaded."""
+    app = create_app(settings)
+    async with lifespan(app) as client:
+        await until(lambda: app.state.registry.ready)
+        client.app = app
+        yield client

@@ -1,0 +1,180 @@
+import pytest
+
+from bundle import LAYOUT
+from bundle.manifest import Variant
+from service import registry as registry_module
+from service.engine.errors import SessionError
+from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
+from service.registry import Registry, find_bundles, load_model, natural_key
+from service.settings import Settings
+from service.variants import CPU, CUDA, choose_variant
+from tests.service.helpers import changed, settings_for
+from tests.support.bundles import make_bundle, tiny_manifest
+
+
+def variant(name="fp32", dtype="float32", providers=(CPU,), *, invariant=True, gate=True) -> Variant:
+    return Variant(
+        name=name,
+        file=LAYOUT.model(name),
+        dtype=dtype,
+        execution_providers=providers,
+        golden_tolerance=1e-4,
+        batch_invariant=invariant,
+        gate_passed=gate,
+    )
+
+
+FP32 = variant(providers=(CUDA, CPU))
+FP16 = variant("fp16", "float16", (CUDA,), invariant=False)
+INT8 = variant("int8", "int8", (CPU,))
+
+
+@pytest.mark.parametrize(
+    ("variants", "providers", "expected"),
+    [
+        ([FP32, INT8], [CPU], ("int8", CPU)),
+        ([FP32, INT8, FP16], [CUDA, CPU], ("fp16", CUDA)),
+        ([FP32, INT8], [CUDA, CPU], ("fp32", CUDA)),
+        ([variant("int8", "int8", (CUDA, CPU))], [CUDA, CPU], ("int8", CPU)),
+        ([FP32, variant("int8", "int8", invariant=False)], [CPU], ("fp32", CPU)),
+        ([FP32, variant("int8", "int8", gate=False)], [CPU], ("fp32", CPU)),
+    ],
+)
+def test_auto_takes_the_fastest_exact_variant_of_the_hardware(variants, providers, expected):
+    choice = choose_variant(tiny_manifest(variants=variants), "auto", providers)
+    assert (choice.variant.name, choice.provider) == expected
+
+
+def test_auto_names_all_variants_when_none_fits():
+    manifest = tiny_manifest(variants=[FP16, variant("int8", "int8", gate=False)])
+    with pytest.raises(StartupError, match=r"fp16 \(float16.*int8 .*did not pass"):
+        choose_variant(manifest, "auto", [CPU])
+
+
+def test_a_named_variant_is_taken_at_its_word():
+    manifest = tiny_manifest(variants=[FP32, variant("stock", "int8", (CUDA, CPU), invariant=False)])
+    assert choose_variant(manifest, "stock", [CUDA, CPU]).provider == CPU
+    assert choose_variant(manifest, "fp32", [CUDA, CPU]).provider == CUDA
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("int4", "no variant 'int4'; expected auto or one of: fp16, bad"),
+        ("bad", "quality gate"),
+        ("fp16", "runs on CUDA"),
+    ],
+)
+def test_a_named_variant_that_cannot_be_served_is_an_error(wanted, message):
+    with pytest.raises(StartupError, match=message):
+        choose_variant(tiny_manifest(variants=[FP16, variant("bad", gate=False)]), wanted, [CPU])
+
+
+def test_versions_sort_naturally():
+    versions = ["1.10", "1.9", "beta", "2", "1.9.1"]
+    assert sorted(versions, key=natural_key) == ["beta", "1.9", "1.9.1", "1.10", "2"]
+
+
+def test_a_model_folder_is_a_bundle_or_holds_bundles(tmp_path):
+    make_bundle(tmp_path / "all" / "b")
+    make_bundle(tmp_path / "all" / "a")  # its scratch folder is hidden, and so ignored
+    (tmp_path / "all" / "notes.txt").write_text("not a folder")
+    root = tmp_path / "all"
+    assert find_bundles(Settings(model_folder=root)) == [root / "a", root / "b"]
+    assert find_bundles(Settings(model_folder=root / "a")) == [root / "a"]
+    assert find_bundles(Settings(model_folder=root / "a", bundles=[root / "b"])) == [root / "b", root / "a"]
+
+
+def test_a_model_folder_without_bundles_is_an_error(tmp_path):
+    with pytest.raises(StartupError, match="no bundle in it"):
+        find_bundles(Settings(model_folder=tmp_path))
+    with pytest.raises(StartupError, match="expected a folder, found none"):
+        find_bundles(Settings(model_folder=tmp_path / "absent"))
+
+
+def test_loading_verifies_hashes_and_golden_scores(tiny_bundle, tmp_path):
+    model = load_model(tiny_bundle.folder, settings_for(tiny_bundle))
+    assert model.variant.name == "fp32"
+    assert not model.ready
+    with pytest.raises(NotReadyError):
+        _ = model.batcher
+    hot = changed(tiny_bundle, tmp_path / "hot", temperature=3.0)
+    with pytest.raises(StartupError, match=r"cannot load bundle .*hot: GoldenMismatchError"):
+        load_model(hot.folder, settings_for(hot))
+    model_file = tiny_bundle.path(LAYOUT.model("fp32"))
+    model_file.write_bytes(model_file.read_bytes()[:-1] + b"x")
+    with pytest.raises(StartupError, match="HashMismatchError"):
+        load_model(tiny_bundle.folder, settings_for(tiny_bundle))
+
+
+def test_loading_refuses_broken_models_and_tokenizers(tiny_bundle, tmp_path):
+    broken = {LAYOUT.model("fp32"): b"no model", LAYOUT.tokenizer: b"{"}
+    for name, error in ((LAYOUT.model("fp32"), "SessionError"), (LAYOUT.tokenizer, "TokenizerLoadError")):
+        bad = changed(tiny_bundle, tmp_path / name, files={name: broken[name]})
+        with pytest.raises(StartupError, match=error):
+            load_model(bad.folder, settings_for(bad))
+
+
+def test_auto_falls_back_to_the_cpu_where_cuda_is_listed_but_does_not_work(tiny_bundle, tmp_path, monkeypatch, caplog):
+    both = changed(tiny_bundle, tmp_path / "both", variants=[FP32.model_dump()])
+    real = registry_module.Session
+
+    def session(path, *, provider, **options):
+        if provider == CUDA:
+            raise SessionError("no GPU here")
+        return real(path, provider=provider, **options)
+
+    monkeypatch.setattr(registry_module, "available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(registry_module, "Session", session)
+    assert load_model(both.folder, settings_for(both)).session.provider == CPU
+    assert "no GPU here" in caplog.text
+    with pytest.raises(StartupError, match="no GPU here"):
+        load_model(both.folder, settings_for(both, variant="fp32"))
+
+
+def loaded(*bundles):
+    return [load_model(bundle.folder, settings_for(bundle)) for bundle in bundles]
+
+
+def test_the_highest_version_answers_and_any_can_be_pinned(tiny_bundle, tmp_path):
+    bundles = [changed(tiny_bundle, tmp_path / version, version=version) for version in ("1.9", "1.10")]
+    registry = Registry()
+    with pytest.raises(NotReadyError):
+        registry.get()
+    registry.publish(loaded(*bundles))
+    assert registry.get().manifest.version == "1.10"
+    assert registry.get("tiny", "1.9").manifest.version == "1.9"
+    assert [model.manifest.version for model in registry.versions("tiny")] == ["1.10", "1.9"]
+    with pytest.raises(UnknownModelError, match=r"'3'.*1\.10, 1\.9"):
+        registry.get("tiny", "3")
+    with pytest.raises(UnknownModelError, match="'other'; there are: tiny"):
+        registry.get("other")
+
+
+def test_several_models_need_a_default(tiny_bundle, tmp_path):
+    models = loaded(tiny_bundle, make_bundle(tmp_path / "b", name="other"))
+    registry = Registry()
+    registry.publish(models)
+    with pytest.raises(UnknownModelError, match="none is the default"):
+        registry.get()
+    registry = Registry("other")
+    registry.publish(models)
+    assert registry.get().manifest.name == "other"
+    with pytest.raises(StartupError, match="default_model 'third'"):
+        Registry("third").publish(models)
+
+
+def test_two_bundles_of_one_name_and_version_are_an_error_naming_both(tiny_bundle, tmp_path):
+    twin = make_bundle(tmp_path / "twin")
+    with pytest.raises(StartupError) as caught:
+        Registry().publish(loaded(tiny_bundle, twin))
+    assert str(tiny_bundle.folder) in str(caught.value)
+    assert str(twin.folder) in str(caught.value)
+
+
+def test_draining_before_anything_is_loaded():
+    registry = Registry()
+    registry.begin_draining()
+    assert registry.draining
+    with pytest.raises(DrainingError):
+        registry.get()

@@ -1,0 +1,121 @@
+"""The real process: it is started, asked, told to stop, and leaves nobody without an answer."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.service.helpers import changed, reference_scores
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(port: int, **settings: object) -> Iterator[subprocess.Popen]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
+    environment |= {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env=environment | {"LIMBECK_PORT": str(port)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def wait_until_ready(running: subprocess.Popen, url: str) -> None:
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        assert running.poll() is None, running.stderr.read()
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health/ready").status_code == 200:
+                return
+        time.sleep(0.02)
+    pytest.fail("the server did not become ready")
+
+
+class InFlight:
+    """A request whose head the server has begun to answer (100 Continue) and whose body it has not got yet."""
+
+    def __init__(self, port: int, text: str) -> None:
+        self.body = json.dumps({"inputs": text}).encode()
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            + f"Content-Length: {len(self.body)}\r\n\r\n".encode()
+        )
+        assert b"100 Continue" in self.socket.recv(1000)
+
+    def finish(self) -> tuple[bytes, dict]:
+        self.socket.sendall(self.body)
+        answer = b"".join(iter(lambda: self.socket.recv(65536), b""))  # the server closes: it is going
+        self.socket.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return head.splitlines()[0], json.loads(body)
+
+
+def test_a_signal_during_requests_answers_all_of_them_and_exits_with_0(tiny_bundle):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with process(port, bundles=tiny_bundle.folder) as running:
+        wait_until_ready(running, url)
+        assert httpx.post(f"{url}/v1/classify", json={"inputs": "great film"}).status_code == 200
+        requests = [InFlight(port, "great film") for _ in range(8)]
+        running.send_signal(signal.SIGTERM)
+        with contextlib.suppress(httpx.TransportError):  # until the port is closed, while the eight are still open
+            while True:
+                httpx.get(f"{url}/health/live")
+        answers = [request.finish() for request in requests]
+        _, log = running.communicate(timeout=60)
+        assert running.returncode == 0, log
+    expected = dict(zip(("negative", "positive"), reference_scores("great film"), strict=True))
+    for status, answer in answers:
+        assert status == b"HTTP/1.1 200 OK"
+        scores = {label["label"]: label["score"] for label in answer["results"][0]["labels"]}
+        assert scores == pytest.approx(expected, abs=1e-6)
+    assert "Traceback" not in log
+
+
+def test_a_bad_bundle_ends_the_process_with_one_line_and_1(tiny_bundle, tmp_path):
+    bad = changed(tiny_bundle, tmp_path / "bad", temperature=9.0)
+    with process(free_port(), bundles=bad.folder) as running:
+        _, log = running.communicate(timeout=60)
+        assert running.returncode == 1
+    errors = [line for line in log.splitlines() if " ERROR " in line]
+    assert len(errors) == 1
+    assert f"cannot load bundle {bad.folder}: GoldenMismatchError" in errors[0]
+    assert "Traceback" not in log
+
+
+def test_a_wrong_setting_ends_the_process_with_one_line_and_2(tiny_bundle):
+    with process(free_port(), bundles=tiny_bundle.folder, threads="many") as running:
+        _, log = running.communicate(timeout=60)
+        assert running.returncode == 2
+    assert log.startswith("threads (LIMBECK_THREADS): ")
+    assert len(log.splitlines()) == 1
+
+
+def test_a_port_in_use_ends_the_process_with_1(tiny_bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with process(taken.getsockname()[1], bundles=tiny_bundle.folder) as running:
+            _, log = running.communicate(timeout=60)
+            assert running.returncode == 1
+    assert "address already in use" in log
