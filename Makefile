@@ -8,6 +8,11 @@ INSTALLED := $(VENV)/.installed
 # Data sets that tests and benchmarks may use but that are not in the project; tests skip where they are absent.
 export LIMBECK_TEST_DATA ?= $(realpath ../shared/data)
 
+# Everything that tests write lies in the checkout, what a killed process leaves included.
+PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingface $(BIN)/pytest --basetemp=.tmp/$@
+# Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.
+ENGINE = if [ -x ../shared/docker/engine-up.sh ]; then eval "$$(../shared/docker/engine-up.sh)"; fi;
+
 .PHONY: help install demo serve test test-all test-docker test-gpu lint format clean
 
 help: ## list the targets
@@ -38,17 +43,17 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: $(INSTALLED) ## fast tests and one end-to-end run on real weights (≤ 8 minutes)
-	$(BIN)/pytest -m "not slow and not docker and not gpu"
+	$(PYTEST) -m "not slow and not docker and not gpu"
 
 test-all: $(INSTALLED) ## the slow tests and the Docker tests (skipped with a reason where no engine answers)
-	$(BIN)/pytest -m "slow or docker" --timeout=1500
+	$(PYTEST) -m "slow or docker" --timeout=1500 -rs
 
 test-docker: $(INSTALLED) ## build the images and run them with a real Docker engine
-	$(BIN)/pytest -m docker --timeout=1500 -rs
+	$(ENGINE) $(PYTEST) -m docker --timeout=1500 -rs
 
 test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU
-	$(BIN)/pytest -m gpu -rs
+	$(PYTEST) -m gpu -rs
 
 clean: ## remove what was built (.venv, runs, caches); the source stays
-	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .tmp runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

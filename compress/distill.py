@@ -12,12 +12,11 @@ from compress.errors import ModelError
 from compress.losses import distillation_loss
 from compress.models import load_classifier, resolve_model, take_layers
 from compress.recipe import Distill
-from compress.stage import Run
+from compress.stage import CHECKPOINTS, Run
 from compress.train import Batch, Loss, TrainingSet, train
 from service.engine.tokenization import Tokenizer
 
 MODEL = "model"
-_CHECKPOINTS = "checkpoints"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -44,12 +43,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         recipe.distill,
         pad_id=tokenizer.pad_id,
         seed=recipe.seed + 1,  # not the order of batches that the teacher saw
-        folder=folder / _CHECKPOINTS,
+        folder=folder / CHECKPOINTS,
         console=run.console,
         title="distilling the student",
     )
     teacher.save_model(student, folder / MODEL)
-    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return {"parameters": teacher.count_parameters(student), **summary}
 
 

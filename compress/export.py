@@ -38,7 +38,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for name, source in sources.items():
         model = load_classifier(str(source), labels, recipe.seed, keep_head=True)
         path = folder / name
-        onnx.save(export_model(model, task, recipe.export.opset), path)
+        onnx.save(export_model(model, task, recipe.export.opset, folder), path)
         summary[name] = {"parity": check_parity(model, path, len(labels), recipe.data.max_length)}
         if name == STUDENT:
             summary[name] |= _fuse(model, path, len(labels), recipe.data.max_length)
@@ -46,11 +46,14 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def export_model(model: nn.Module, task: str, opset: int) -> onnx.ModelProto:
-    """Return the ONNX model that optimum writes, with named dynamic axes; raises ExportError."""
+def export_model(model: nn.Module, task: str, opset: int, scratch: Path | None = None) -> onnx.ModelProto:
+    """Return the ONNX model that optimum writes, with named dynamic axes; raises ExportError.
+
+    Temporary files lie in `scratch` (default: the system's place) until it returns.
+    """
     from optimum.exporters.onnx import onnx_export_from_model
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of constants that are constants
         logging.getLogger("optimum").setLevel(logging.ERROR)
         try:

@@ -1,5 +1,6 @@
 """Stage six: gate the variants, record golden scores, write the bundle."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     files: dict[str, Path | bytes] = {LAYOUT.model(name): path for name, path in models.items()}
     files |= {LAYOUT.tokenizer: tokenizer, LAYOUT.golden: golden}
     files[LAYOUT.card] = model_card(manifest, {name: _size(source) for name, source in files.items()}).encode()
+    for leftover in run.out.glob(f".{BUNDLE}.*"):  # of a run that was killed while it wrote; we hold the folder
+        shutil.rmtree(leftover)
     bundle = write_bundle(run.out / BUNDLE, manifest, files)
     write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
     return {"bundle": str(bundle.folder.name), "gate_passed": [v.name for v in variants if v.gate_passed]}

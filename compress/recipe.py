@@ -22,7 +22,6 @@ class Columns(_Part):
     """Names of the columns in the data files."""
 
     text: str = "text"
-    text_pair: str = "text_pair"
     label: str = "label"
 
 
@@ -109,7 +108,7 @@ class Distill(Training):
 class Export(_Part):
     """The ONNX export."""
 
-    opset: int = Field(default=18, ge=18)
+    opset: int = Field(default=18, ge=18, description="version of the ONNX operators")
 
 
 class Quantize(_Part):
@@ -122,11 +121,11 @@ class Quantize(_Part):
 class Evaluate(_Part):
     """What is measured on the test split."""
 
-    bootstrap_samples: int = Field(default=1000, ge=100)
+    bootstrap_samples: int = Field(default=1000, ge=100, description="resamples for the 95 % intervals")
     latency_texts: int = Field(default=128, ge=1, description="texts per latency round")
     latency_rounds: int = Field(default=7, ge=3, description="interleaved rounds; the median is reported")
     invariance_texts: int = Field(default=500, ge=1, description="texts whose scores must not depend on batch mates")
-    golden_inputs: int = Field(default=32, ge=1)
+    golden_inputs: int = Field(default=32, ge=1, description="test texts whose scores go into the bundle")
 
 
 class Gate(_Part):

@@ -19,6 +19,8 @@ from compress.data import Splits, load_splits
 from compress.recipe import Recipe, located
 
 LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+CHECKPOINTS = "checkpoints"
+"""Folder in a stage's folder that outlives a kill."""
 _RECORD, _STARTED = "stage.json", "started.json"
 
 
@@ -90,12 +92,11 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
     if report is not None:
         run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
     else:
-        if _read_json(folder / _STARTED) != {"fingerprint": mark}:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_atomic(folder / _STARTED, json.dumps({"fingerprint": mark}))
+        _clear(
+            folder, keep={_STARTED, CHECKPOINTS} if _read_json(folder / _STARTED) == {"fingerprint": mark} else set()
+        )
+        write_atomic(folder / _STARTED, json.dumps({"fingerprint": mark}))
         run.console.print(f"[bold]{name}[/bold]")
-        (folder / _RECORD).unlink(missing_ok=True)
         started = time.monotonic()
         summary = work(run, folder)
         files = {
@@ -117,6 +118,18 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _clear(folder: Path, keep: set[str]) -> None:
+    """Make an empty folder but for what a killed run can go on from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name in keep:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _finished(folder: Path, mark: str) -> StageReport | None:

@@ -14,12 +14,11 @@ from compress.errors import ModelError
 from compress.losses import UNLABELED
 from compress.models import load_classifier, load_tokenizer, resolve_model, save_tokenizer
 from compress.progress import track
-from compress.stage import Run
+from compress.stage import CHECKPOINTS, Run
 from compress.train import Batch, TrainingSet, best_device, predict, predict_all, train
 from service.engine.tokenization import Encoding, Tokenizer
 
 TOKENIZER, MODEL, LOGITS = "tokenizer.json", "model", "logits.npy"
-_CHECKPOINTS = "checkpoints"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             recipe.teacher.fine_tune,
             pad_id=tokenizer.pad_id,
             seed=recipe.seed,
-            folder=folder / _CHECKPOINTS,
+            folder=folder / CHECKPOINTS,
             console=run.console,
             title="fine-tuning the teacher",
         )
@@ -50,7 +49,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     encodings = [*training.encodings, *tokenizer.encode([e.text for e in splits.unlabeled])]
     np.save(folder / LOGITS, _cached_logits(model, encodings, tokenizer.pad_id, run))
     # kept to the very end: a kill while the logits are computed must not cost the training
-    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return summary
 
 

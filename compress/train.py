@@ -235,7 +235,8 @@ def _optimizer(model: nn.Module, config: Training) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    # fused: one pass over the weights; on two CPU cores a step takes 12 ms instead of 74 (docs/experiments.md)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def _warmup_and_decay(config: Training, steps_per_epoch: int) -> Callable[[int], float]:
