@@ -83,21 +83,26 @@ def build(work: Path, folder: Path) -> dict[str, Path]:
     """Write the student in every form that docs/experiments.md speaks of."""
     folder.mkdir(exist_ok=True)
     student = load_classifier(str(work / "distill/model"), LABELS, 0, keep_head=True)
-    plain = folder / "plain.onnx"
-    onnx.save(export_model(student, "text-classification", 18), plain)
-    attention = Graph(onnx.load(plain))
+    onnx.save(export_model(student, "text-classification", 18), folder / "plain.onnx")
+    attention = Graph(onnx.load(folder / "plain.onnx"))
     fuse_attention(attention, HEADS)
     onnx.save(attention.finish(), folder / "attention.onnx")
-    cut = Graph(onnx.load(folder / "attention.onnx"))
-    assert keep_first_tokens(cut)
-    onnx.save(cut.finish(), folder / "cut.onnx")
+    for source, target in (
+        (folder / "plain.onnx", "cut.onnx"),
+        (work / "export/teacher.fp32.onnx", "teacher.cut.onnx"),
+    ):
+        graph = Graph(onnx.load(source))
+        fuse_attention(graph, HEADS)
+        assert keep_first_tokens(graph)
+        onnx.save(graph.finish(), folder / target)
     for name in ("plain", "attention", "cut"):
         quantized, _ = quantize_model(onnx.load(folder / f"{name}.onnx"), Quantize())
         onnx.save(quantized, folder / f"{name}.int8.onnx")
-    quantize_dynamic(plain, folder / "stock.onnx", per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(folder / "plain.onnx", folder / "stock.onnx", per_channel=True, weight_type=QuantType.QInt8)
     return {
         "teacher FP32, as exported": work / "export/teacher.fp32.onnx",
-        "student FP32, as exported": plain,
+        "teacher FP32, fused and cut": folder / "teacher.cut.onnx",
+        "student FP32, as exported": folder / "plain.onnx",
         "student FP32, fused and cut": folder / "cut.onnx",
         "stock dynamic INT8, per channel": folder / "stock.onnx",
         "per-token INT8, as exported": folder / "plain.int8.onnx",
