@@ -5,8 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Data sets that tests and benchmarks may use but that are not in the project; tests skip where they are absent.
-export LIMBECK_TEST_DATA ?= $(realpath ../shared/data)
 
 # Everything that tests write lies in the checkout, what a killed process leaves included.
 PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingface $(BIN)/pytest --basetemp=.tmp/$@

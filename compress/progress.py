@@ -40,6 +40,7 @@ def track(console: Console, title: str, total: int, done: int = 0) -> Iterator[A
         if now - last >= LOG_EVERY_SECONDS or count == total:
             last = now
             left = (total - count) * (now - started) / max(count - done, 1)
-            console.print(f"  {title}: {count}/{total}, {now - started:.0f} s, about {left:.0f} s left {note}")
+            line = f"  {title}: {count}/{total}, {now - started:.0f} s, about {left:.0f} s left"
+            console.print(f"{line}; {note}" if note else line, soft_wrap=True)
 
     yield advance

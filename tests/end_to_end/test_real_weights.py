@@ -108,7 +108,7 @@ def check_agreement(bundle: Bundle, model_folder: Path, rows: list[dict[str, str
 
 @needs_weights
 def test_a_slice_of_the_reviews_from_teacher_to_http(tmp_path: Path) -> None:
-    small = ["data.limit=1100", "teacher.fine_tune.epochs=2", "teacher.fine_tune.learning_rate=1e-4"]
+    small = ["data.limit=800", "teacher.fine_tune.epochs=2", "teacher.fine_tune.learning_rate=1e-4"]
     small += [
         "distill.epochs=3",
         "distill.learning_rate=2e-4",
@@ -128,4 +128,4 @@ def test_a_slice_of_the_reviews_from_teacher_to_http(tmp_path: Path) -> None:
     assert int8.batch_invariance.texts >= 500
     assert int8.onnx_bytes <= teacher.onnx_bytes / 4
     assert student.onnx_bytes > int8.onnx_bytes
-    check_agreement(bundle, tmp_path / "out/work/distill/model", reviews())
+    check_agreement(bundle, tmp_path / "out/work/distill/model", reviews()[:300])
