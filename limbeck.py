@@ -134,8 +134,9 @@ def _print_card(bundle: "Bundle") -> None:
 
     from bundle import LAYOUT
 
-    manifest, console = bundle.manifest, Console(highlight=False)
-    console.print(f"[bold]{manifest.name}[/bold] {manifest.version} · {manifest.task} · {bundle.folder}")
+    # labels, paths and names may hold what rich takes for markup
+    manifest, console = bundle.manifest, Console(highlight=False, markup=False)
+    console.print(f"{manifest.name} {manifest.version} · {manifest.task} · {bundle.folder}")
     console.print(f"labels: {', '.join(manifest.labels)} ({manifest.activation}, at most {manifest.max_length} tokens)")
     variants = Table("variant", "dtype", "MB", "batch-invariant", "gate", "runs on", title="Variants")
     for variant in manifest.variants:
@@ -155,7 +156,7 @@ def _print_card(bundle: "Bundle") -> None:
     lineage = manifest.lineage
     console.print(f"made {lineage.created_at} on {lineage.machine}, seeds {lineage.seeds}")
     for name, split in lineage.data.items():
-        console.print(f"  {name}: {split['rows']} rows, sha256 {split['sha256'][:12]}…")
+        console.print(f"  {name}: {split.rows} rows, sha256 {split.sha256[:12]}…")
     console.print("  " + ", ".join(f"{name} {version}" for name, version in lineage.library_versions.items()))
 
 
@@ -171,6 +172,8 @@ def _reported() -> Iterator[None]:
         yield
     except (BundleError, CompressError, EngineError, StartupError) as error:
         raise _failure(str(error)) from error
+    except OSError as error:
+        raise _failure(f"{error.filename or 'files'}: {error.strerror or error}") from error
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in _EXTRAS:

@@ -4,7 +4,7 @@ from bundle.errors import BundleError
 from bundle.layout import LAYOUT
 from bundle.manifest import Activation, GoldenInput, Manifest, Task, Variant
 from bundle.reader import Bundle, open_bundle, sha256_file
-from bundle.writer import write_bundle
+from bundle.writer import check_target, write_bundle
 
 __all__ = [
     "LAYOUT",
@@ -15,6 +15,7 @@ __all__ = [
     "Manifest",
     "Task",
     "Variant",
+    "check_target",
     "open_bundle",
     "sha256_file",
     "write_bundle",

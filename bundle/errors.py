@@ -10,6 +10,7 @@ BundleError
 │   ├── HashMismatchError          right size, different bytes
 │   ├── UnsafePathError            a path that leaves the folder
 │   └── SymlinkError               a link where a plain file is expected
+├── OccupiedFolderError            a bundle would replace a folder that is not a bundle
 ├── InvalidGoldenError             golden.jsonl cannot be read
 ├── LabelMismatchError             labels and the model's outputs differ in number
 └── GoldenMismatchError            this machine's scores differ from the recorded ones
@@ -54,6 +55,10 @@ class UnsafePathError(FileError):
 
 class SymlinkError(FileError):
     """A symbolic link stands where a plain file or folder is expected."""
+
+
+class OccupiedFolderError(BundleError):
+    """A bundle is to be written where something else is, which would be lost."""
 
 
 class InvalidGoldenError(BundleError):

@@ -85,6 +85,27 @@ class BatchInvariance(_Schema):
     bit_equal: bool
 
 
+class LatencyByBatch(_Schema):
+    """Latency at the two batch sizes that are measured."""
+
+    batch_1: Latency
+    batch_32: Latency
+
+
+class SpeedupByBatch(_Schema):
+    """How many times faster than the teacher in FP32, in the same run."""
+
+    batch_1: float
+    batch_32: float
+
+
+class SplitFingerprint(_Schema):
+    """The content of one split."""
+
+    rows: int
+    sha256: Sha256
+
+
 class StageMetrics(_Schema):
     """One row of the stage table: one model, measured on the test split in ONNX Runtime."""
 
@@ -93,8 +114,8 @@ class StageMetrics(_Schema):
     macro_f1: Interval
     per_class: dict[str, ClassMetrics]
     onnx_bytes: int
-    latency_ms: dict[str, Latency] = Field(description="batch size -> latency, one thread")
-    speedup: dict[str, float] = Field(description="batch size -> times faster than the teacher in FP32")
+    latency_ms: LatencyByBatch = Field(description="one thread")
+    speedup: SpeedupByBatch
     agreement: float = Field(description="share of test texts with the label of the FP32 student (teacher: 1)")
     batch_invariance: BatchInvariance | None = None
 
@@ -103,7 +124,7 @@ class Lineage(_Schema):
     """What went into the bundle."""
 
     recipe: dict[str, Any]
-    data: dict[str, Any]
+    data: dict[str, SplitFingerprint]
     seeds: dict[str, int]
     library_versions: dict[str, str]
     machine: str

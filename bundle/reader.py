@@ -11,6 +11,9 @@ from bundle import errors
 from bundle.layout import LAYOUT
 from bundle.manifest import FORMAT_VERSION, GoldenInput, Manifest
 
+_LONGEST_NAME = 200
+"""Characters; file systems take 255 bytes."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -108,12 +111,12 @@ def _read_manifest(folder: Path) -> Manifest:
         )
     try:
         document = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.InvalidManifestError(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise errors.InvalidManifestError(f"{path}: expected a JSON object, found {type(document).__name__}")
     version = document.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if type(version) is not int or version != FORMAT_VERSION:
         raise errors.UnknownFormatVersionError(
             f"{path}: format_version {version!r}, expected {FORMAT_VERSION}; "
             "use the Limbeck that wrote it, or compress again with this one"
@@ -129,8 +132,8 @@ def _safe_path(folder: Path, name: str) -> Path:
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name or "\0" in name:
         raise errors.UnsafePathError(f"{name!r}: expected a relative path inside {folder}")
     parts = PurePosixPath(name).parts
-    if not parts or ".." in parts:
-        raise errors.UnsafePathError(f"{name!r} leaves the bundle's folder {folder}")
+    if not parts or ".." in parts or len(name) > _LONGEST_NAME:
+        raise errors.UnsafePathError(f"{name!r} leaves the bundle's folder {folder}, or is too long for a file")
     path = folder
     for part in parts:
         path = path / part

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from bundle.errors import OccupiedFolderError
 from bundle.layout import LAYOUT
 from bundle.manifest import FileEntry, Manifest
 from bundle.reader import Bundle, open_bundle, sha256_file
@@ -19,6 +20,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path | by
     renamed; an older bundle in `folder` is replaced only then. `manifest.files` is filled in here. Raises OSError
     when the disk refuses and BundleError when what was written would not open.
     """
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -35,6 +37,14 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path | by
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return Bundle(folder, verified.manifest)
+
+
+def check_target(folder: Path) -> None:
+    """Raise OccupiedFolderError if `folder` is neither free nor an older bundle."""
+    if folder.is_symlink() or folder.is_file():
+        raise OccupiedFolderError(f"{folder} is not a folder; expected a free place for the bundle")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LAYOUT.manifest).is_file():
+        raise OccupiedFolderError(f"{folder} holds files but no {LAYOUT.manifest}; give another place for the bundle")
 
 
 def _write_file(path: Path, source: Path | bytes) -> FileEntry:

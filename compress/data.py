@@ -14,20 +14,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bundle.manifest import SplitFingerprint
 from compress.errors import DataError
 from compress.recipe import Columns, Data
+from service.engine.tokenization import TextInput
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text and, unless it is unlabeled, its label."""
+    """One text or pair of texts and, unless it is unlabeled, its label."""
 
     text: str
     label: str | None
     source: str
     """File and line (or row), for messages."""
+    text_pair: str | None = None
+
+    @property
+    def input(self) -> TextInput:
+        """What a tokenizer is given."""
+        return self.text if self.text_pair is None else (self.text, self.text_pair)
 
 
 @dataclass(frozen=True)
@@ -41,26 +49,29 @@ class Splits:
     labels: list[str]
     """Sorted; the model's output ids are indices into it."""
 
-    def fingerprints(self) -> dict[str, Any]:
+    def fingerprints(self) -> dict[str, SplitFingerprint]:
         """Return rows and SHA-256 of each split's content, for the lineage."""
         result = {}
         for name in ("train", "validation", "test", "unlabeled"):
             examples: list[Example] = getattr(self, name)
-            content = json.dumps([[e.text, e.label] for e in examples], ensure_ascii=False)
-            result[name] = {"rows": len(examples), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+            content = json.dumps([[e.text, e.text_pair, e.label] for e in examples], ensure_ascii=False)
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            result[name] = SplitFingerprint(rows=len(examples), sha256=digest)
         return result
 
 
-def load_splits(data: Data, seed: int) -> Splits:
-    """Read every split the recipe names; raises DataError."""
+def load_splits(data: Data, seed: int, *, paired: bool = False) -> Splits:
+    """Read every split the recipe names, `paired` with the second text of each row; raises DataError."""
     if data.file is not None:
-        rows = read_examples(data.file, data.columns, labeled=True)
+        rows = read_examples(data.file, data.columns, labeled=True, paired=paired)
         train, validation, test = stratified_split(rows, data.split.validation, data.split.test, seed)
     else:
         paths = {name: _find(data, name) for name in ("train", "validation", "test")}
-        train, validation, test = (read_examples(path, data.columns, labeled=True) for path in paths.values())
+        train, validation, test = (
+            read_examples(path, data.columns, labeled=True, paired=paired) for path in paths.values()
+        )
     unlabeled_path = data.unlabeled or (_find_in(data.folder, "unlabeled") if data.folder else None)
-    unlabeled = read_examples(unlabeled_path, data.columns, labeled=False) if unlabeled_path else []
+    unlabeled = read_examples(unlabeled_path, data.columns, labeled=False, paired=paired) if unlabeled_path else []
     if data.limit is not None:
         train, validation, test, unlabeled = (
             _sample(rows, data.limit, seed) for rows in (train, validation, test, unlabeled)
@@ -68,7 +79,7 @@ def load_splits(data: Data, seed: int) -> Splits:
     return Splits(train, validation, test, unlabeled, _check_labels(train, validation, test, data.min_rows_per_label))
 
 
-def read_examples(path: Path, columns: Columns, *, labeled: bool) -> list[Example]:
+def read_examples(path: Path, columns: Columns, *, labeled: bool, paired: bool = False) -> list[Example]:
     """Read one file; raises DataError naming the file and line of the first row that is not usable."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -78,13 +89,10 @@ def read_examples(path: Path, columns: Columns, *, labeled: bool) -> list[Exampl
         raise DataError(f"{path}: no such file")
     examples = []
     for source, row in reader(path):
-        text = _value(row, columns.text, source)
-        if not text.strip():
-            raise DataError(f"{source}: column {columns.text!r} is empty; expected a text")
-        label = _value(row, columns.label, source, numbers=True) if labeled else None
-        if labeled and not label:
-            raise DataError(f"{source}: column {columns.label!r} is empty; expected a label")
-        examples.append(Example(text, label, source))
+        text = _text(row, columns.text, source)
+        text_pair = _text(row, columns.text_pair, source) if paired else None
+        label = _label(row, columns.label, source) if labeled else None
+        examples.append(Example(text, label, source, text_pair))
     if not examples:
         raise DataError(f"{path}: no rows")
     return examples
@@ -133,9 +141,10 @@ def _check_labels(train: list[Example], validation: list[Example], test: list[Ex
                 )
     label, rows = min(counts.items(), key=lambda item: item[1])
     if rows < minimum:
+        first = next(example for example in train if example.label == label)
         raise DataError(
-            f"train: label {label!r} has {rows} rows, expected at least {minimum}; add rows, merge the label, "
-            "or lower data.min_rows_per_label"
+            f"{first.source}: label {label!r} has {rows} rows, the first of them here; expected at least {minimum}; "
+            "add rows, merge the label, or lower data.min_rows_per_label"
         )
     return sorted(counts)
 
@@ -158,15 +167,30 @@ def _find_in(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _value(row: dict[str, Any], column: str, source: str, *, numbers: bool = False) -> str:
-    if column not in row:
-        raise DataError(f"{source}: no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
-    value = row[column]
-    if numbers and isinstance(value, int):
-        return str(value)
+def _text(row: dict[str, Any], column: str, source: str) -> str:
+    value = _value(row, column, source)
     if not isinstance(value, str):
         raise DataError(f"{source}: column {column!r} holds {value!r}; expected text")
+    if not value.strip():
+        raise DataError(f"{source}: column {column!r} is empty; expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
+        raise DataError(f"{source}: column {column!r} holds half a character at {error.start}") from error
     return value
+
+
+def _label(row: dict[str, Any], column: str, source: str) -> str:
+    value = _value(row, column, source)
+    if type(value) is int:
+        return str(value)
+    return _text(row, column, source).strip()
+
+
+def _value(row: dict[str, Any], column: str, source: str) -> Any:
+    if column not in row:
+        raise DataError(f"{source}: no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
+    return row[column]
 
 
 def _decode(path: Path) -> str:
@@ -186,7 +210,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         source = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{source}: expected a JSON object, found {type(row).__name__}")
@@ -194,16 +218,22 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_decode(path), newline=""), strict=True)
-    columns = reader.fieldnames or []
-    first_line = reader.line_num + 1  # a quoted field may span lines; a row is named by its first
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    header: list[str] | None = None
+    first_line = 1  # a quoted field may span lines; a row is named by its first
     try:
-        for row in reader:
-            source = f"{path}:{first_line}"
-            if None in row or None in row.values():
-                raise DataError(f"{source}: expected {len(columns)} fields as in the header row")
-            yield source, row
-            first_line = reader.line_num + 1
+        for fields in reader:
+            source, first_line = f"{path}:{first_line}", reader.line_num + 1
+            if not fields:  # a blank line
+                continue
+            if header is None:
+                header = fields
+                if len(set(header)) != len(header):
+                    raise DataError(f"{source}: the header row names a column twice: {', '.join(header)}")
+            elif len(fields) != len(header):
+                raise DataError(f"{source}: found {len(fields)} fields, expected {len(header)} as in the header row")
+            else:
+                yield source, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}:{first_line}: not CSV: {error}") from error
 
@@ -211,7 +241,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: bytes that are not UTF-8
         raise DataError(f"{path}: not a Parquet file that pyarrow can read: {error}") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}: row {number}", row

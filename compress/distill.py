@@ -1,6 +1,5 @@
 """Stage two: teach the student the teacher's logits."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from compress import teacher
 from compress.errors import ModelError
 from compress.losses import distillation_loss
-from compress.models import load_classifier, resolve_model, take_layers
+from compress.models import check_same_vocabulary, load_classifier, resolve_model, take_layers
 from compress.recipe import Distill
 from compress.stage import CHECKPOINTS, Run
 from compress.train import Batch, Loss, TrainingSet, train
@@ -29,12 +28,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     encoder = load_classifier(reference, splits.labels, recipe.seed, keep_head=from_teacher)
     student = take_layers(encoder, recipe.student.layers, splits.labels, recipe.seed)
     del encoder
+    if not from_teacher:
+        check_same_vocabulary(reference, tokenizer)
     teacher.check_max_length(student, recipe.data.max_length, reference)
     data = teacher.labeled_set(tokenizer, [*splits.train, *splits.unlabeled], splits.labels)
     logits = np.load(source / teacher.LOGITS)
-    highest = max(max(encoding.ids) for encoding in data.encodings)
-    if highest >= student.get_input_embeddings().num_embeddings:  # type: ignore[operator]
-        raise ModelError(f"{recipe.student.init}: its vocabulary is not the teacher's; take a student of its family")
     summary = train(
         student,
         TrainingSet(data.encodings, data.labels, logits),
@@ -48,7 +46,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         title="distilling the student",
     )
     teacher.save_model(student, folder / MODEL)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return {"parameters": teacher.count_parameters(student), **summary}
 
 

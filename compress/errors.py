@@ -7,6 +7,7 @@ CompressError
 ├── TrainingError    training cannot go on (for example, the loss is not finite)
 ├── ExportError      the ONNX file does not do what the torch model does
 ├── QuantizeError    the graph holds nothing that can be quantised, or a weight left its half step
+├── EvaluationError  a model gives what cannot be measured
 └── GateError        no variant kept enough quality to be shipped
 """
 
@@ -37,6 +38,10 @@ class ExportError(CompressError):
 
 class QuantizeError(CompressError):
     """The graph cannot be quantised as asked."""
+
+
+class EvaluationError(CompressError):
+    """A model gives what cannot be measured, such as NaN."""
 
 
 class GateError(CompressError):

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bundle.manifest import BatchInvariance, StageMetrics
+from bundle.manifest import BatchInvariance, LatencyByBatch, SpeedupByBatch, StageMetrics
 from compress import export, quantize, teacher
 from compress.data import Example
+from compress.errors import EvaluationError
 from compress.latency import measure_latency
 from compress.machine import describe_machine, load_average
 from compress.metrics import accuracy, bootstrap_interval, macro_f1, per_class
@@ -42,7 +43,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     timed = _sample(test.encodings, config.latency_texts, run.recipe.seed)
     latency = measure_latency(models, timed, tokenizer.pad_id, config.latency_rounds, run.console)
     mates = _enough(splits.test, [*splits.validation, *splits.train], config.invariance_texts)
-    encodings = tokenizer.encode([example.text for example in mates])
+    encodings = tokenizer.encode([example.input for example in mates])
     rows = []
     for name, path in models.items():
         invariance = None
@@ -65,9 +66,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
                 per_class=per_class(test.labels, predicted[name], splits.labels),
                 onnx_bytes=path.stat().st_size,
                 latency_ms=latency[name],
-                speedup={
-                    size: latency[TEACHER][size].median_ms / value.median_ms for size, value in latency[name].items()
-                },
+                speedup=_speedup(latency[TEACHER], latency[name]),
                 agreement=accuracy(predicted[TEACHER if name == TEACHER else STUDENT], predicted[name]),
                 batch_invariance=invariance,
             )
@@ -97,6 +96,13 @@ def batch_invariance(session: Session, encodings: Sequence[Encoding], pad_id: in
     return BatchInvariance(texts=len(encodings), batchings=_INVARIANCE_BATCHINGS, max_difference=worst, bit_equal=equal)
 
 
+def _speedup(reference: LatencyByBatch, own: LatencyByBatch) -> SpeedupByBatch:
+    return SpeedupByBatch(
+        batch_1=reference.batch_1.median_ms / own.batch_1.median_ms,
+        batch_32=reference.batch_32.median_ms / own.batch_32.median_ms,
+    )
+
+
 def _logits(path: Path, encodings: Sequence[Encoding], pad_id: int, console: Console, name: str) -> NDArray[np.float32]:
     """Return the logits (N, C) of every text run alone."""
     session = Session(path)
@@ -108,7 +114,7 @@ def _logits(path: Path, encodings: Sequence[Encoding], pad_id: int, console: Con
     result = np.concatenate(results)
     if not math.isfinite(float(result.sum())):
         # argmax would quietly call NaN a label
-        raise FloatingPointError(f"{path}: the model gives logits that are not finite")
+        raise EvaluationError(f"{path}: the model gives logits that are not finite; training went wrong before this")
     return result
 
 

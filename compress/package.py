@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle import LAYOUT, GoldenInput, Manifest, Variant, write_bundle
+from bundle import LAYOUT, GoldenInput, Manifest, Task, Variant, write_bundle
 from bundle.manifest import Lineage, StageMetrics
 from compress import evaluate, export, quantize, teacher
 from compress.errors import GateError
@@ -35,7 +35,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         _variant("fp32", "float32", metrics[evaluate.STUDENT], metrics[evaluate.TEACHER], recipe.gate),
     ]
     if not any(variant.gate_passed for variant in variants):
-        raise GateError(_refusal(metrics, recipe.gate))
+        raise GateError(_refusal(metrics, recipe.gate) + _left_over(run.out / BUNDLE))
     models = {"int8": run.folder("quantize") / quantize.MODEL, "fp32": run.folder("export") / export.STUDENT}
     sessions = {name: Session(path, labels=len(run.splits.labels)) for name, path in models.items()}
     manifest = Manifest(
@@ -48,6 +48,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         input_names=sessions["fp32"].input_names,
         output_name=sessions["fp32"].output_name,
         temperature=_TEMPERATURE,
+        text_pair=recipe.task is Task.PAIR,
         variants=tuple(variants),
         metrics=tuple(metrics.values()),
         lineage=Lineage(
@@ -79,12 +80,13 @@ def golden_lines(run: Run, sessions: dict[str, Session], tokenizer: Tokenizer) -
     activation = SPECS[run.recipe.task].activation
     lines = []
     for example in (test[index] for index in sorted(chosen)):
-        arrays = pad(tokenizer.encode([example.text]), tokenizer.pad_id)
+        arrays = pad(tokenizer.encode([example.input]), tokenizer.pad_id)
         scores = {
             name: tuple(float(score) for score in activate(session.run(arrays), activation, _TEMPERATURE)[0])
             for name, session in sessions.items()
         }
-        lines.append(GoldenInput(text=example.text, label=example.label, scores=scores).model_dump_json())
+        golden = GoldenInput(text=example.text, text_pair=example.text_pair, label=example.label, scores=scores)
+        lines.append(golden.model_dump_json())
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -116,6 +118,10 @@ def _refusal(metrics: dict[str, StageMetrics], gate: Gate) -> str:
         f"gate.max_accuracy_drop) and agreement of at least {gate.min_agreement}. Train longer, keep more layers, "
         "add unlabeled text, or loosen the gate"
     )
+
+
+def _left_over(bundle: Path) -> str:
+    return f". {bundle} is an earlier run's and was left as it is" if bundle.exists() else ""
 
 
 def _size(source: Path | bytes) -> int:

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
-from bundle import LAYOUT, Bundle, BundleError, open_bundle
+from bundle import LAYOUT, Bundle, BundleError, check_target, open_bundle
 from compress import distill, evaluate, export, package, quantize, teacher
 from compress.errors import CompressError
 from compress.models import model_identity
 from compress.recipe import load_recipe
 from compress.report import stage_table
 from compress.stage import Run, run_stage
+from compress.train import autocast_dtype, best_device
 
 
 def compress(recipe_path: Path, overrides: list[str], out: Path | None, console: Console) -> Bundle:
@@ -26,21 +28,25 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
     """
     recipe = load_recipe(recipe_path, overrides)
     run = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {})
+    check_target(run.out / package.BUNDLE)
     with _alone(run.out):
         _quiet_libraries()
         data = run.splits.fingerprints()
         console.print(
             f"{recipe.name}: {len(run.splits.labels)} labels; "
-            + ", ".join(f"{data[name]['rows']} {name}" for name in data)
+            + ", ".join(f"{data[name].rows} {name}" for name in data)
             + " rows"
         )
         seen = {name: data[name] for name in ("train", "validation", "unlabeled")}
         common = {"seed": recipe.seed, "max_length": recipe.data.max_length, "labels": run.splits.labels}
         files = run.files
+        computes = {"precision": str(autocast_dtype("auto", best_device())), "device": best_device().type}
         run_stage(
             run,
             "teacher",
-            common | {"data": seen, "recipe": recipe.teacher, "model": _identity(run, recipe.teacher.model)},
+            common
+            | {"data": seen, "recipe": _outcome(recipe.teacher), "computes": computes}
+            | {"model": _identity(run, recipe.teacher.model)},
             teacher.run,
         )
         init = recipe.student.init
@@ -48,7 +54,8 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
             run,
             "distill",
             common
-            | {"data": seen, "recipe": [recipe.student, recipe.distill], "teacher": files("teacher")}
+            | {"data": seen, "recipe": [recipe.student, _outcome(recipe.distill)], "computes": computes}
+            | {"teacher": files("teacher")}
             | {"model": None if init == "teacher" else _identity(run, init)},
             distill.run,
         )
@@ -57,7 +64,12 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
         run_stage(
             run,
             "evaluate",
-            common | {"data": data, "recipe": recipe.evaluate, "models": [files("export"), files("quantize")]},
+            common
+            | {
+                "data": data,
+                "recipe": recipe.evaluate,
+                "models": [files(name) for name in ("teacher", "export", "quantize")],
+            },
             evaluate.run,
         )
         _forget_lost_bundle(run)
@@ -73,6 +85,11 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
             if not variant.gate_passed:
                 console.print(f"[yellow]variant {variant.name} did not pass the gate and will not be served[/yellow]")
         return bundle
+
+
+def _outcome(part: BaseModel) -> Any:
+    """Return the keys of a part of the recipe that decide what comes out; how often it is saved does not."""
+    return part.model_dump(mode="json", exclude={"checkpoint_seconds": True, "fine_tune": {"checkpoint_seconds"}})
 
 
 def _identity(run: Run, reference: str) -> Any:

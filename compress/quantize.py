@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from compress.errors import QuantizeError
 from compress.graph import MICROSOFT, Graph
@@ -32,6 +32,7 @@ MIN_MATRIX_ELEMENTS = 4096
 MIN_TABLE_BYTES = 1 << 20
 """Smaller embedding tables (positions, token types) are not worth three more nodes."""
 _ACTIVATION_MAX = 127.0
+_HALF_STEP = 0.5 * (1 + 1e-5)  # and a few roundings of float32
 _ZERO_POINT = np.uint8(128)
 
 
@@ -90,11 +91,16 @@ def quantize_symmetric(weight: Any, axis: int, bits: int) -> tuple[Any, Any]:
     scale = np.abs(weight).max(axis=1 - axis, keepdims=True).astype(np.float32) / np.float32(levels)
     # an all-zero slice has all-zero values whatever the scale; a subnormal scale would overflow in the division
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
-    return np.clip(np.rint(weight / scale), -levels, levels).astype(np.int8), scale
+    values = np.clip(np.rint(weight / scale), -levels, levels).astype(np.int8)
+    if (np.abs(values * scale - weight) > scale * _HALF_STEP).any():
+        raise QuantizeError("an INT8 weight is more than half a step from its float value")
+    return values, scale
 
 
 def _quantize_matmul(graph: Graph, node: NodeProto, matrix: Any, shared: dict[str, tuple[str, str]], bits: int) -> None:
-    source, output, name = node.input[0], node.output[0], node.input[1]
+    # a weight may be shared with a table, or with a product that reads it the other way round
+    name = f"{node.input[1]}_{'transposed' if _is_transposed(node) else 'columns'}"
+    source, output = node.input[0], node.output[0]
     new: list[NodeProto] = []
     if source not in shared:
         shared[source] = _quantize_activation(graph, source, new)
@@ -144,19 +150,20 @@ def _quantize_activation(graph: Graph, source: str, new: list[NodeProto]) -> tup
 def _quantize_table(graph: Graph, node: NodeProto) -> None:
     table, ids, output = node.input[0], node.input[1], node.output[0]
     values, scale = quantize_symmetric(graph.weight(table), axis=0, bits=8)
+    rows = f"{table}_rows"
     graph.replace(
         node,
         [
-            graph.node("Gather", [graph.add_weight(f"{table}_int8", values), ids], f"{output}_int8"),
+            graph.node("Gather", [graph.add_weight(f"{rows}_int8", values), ids], f"{output}_int8"),
             graph.node("Cast", [f"{output}_int8"], f"{output}_float", to=TensorProto.FLOAT),
-            graph.node("Gather", [graph.add_weight(f"{table}_scale", scale), ids], f"{output}_scale"),
+            graph.node("Gather", [graph.add_weight(f"{rows}_scale", scale), ids], f"{output}_scale"),
             graph.node("Mul", [f"{output}_float", f"{output}_scale"], output),
         ],
     )
 
 
 def _is_table(graph: Graph, node: NodeProto) -> bool:
-    if node.op_type != "Gather":
+    if node.op_type != "Gather" or any(a.name == "axis" and a.i != 0 for a in node.attribute):
         return False
     table = graph.weight(node.input[0])
     return table is not None and table.ndim == 2 and table.dtype == np.float32 and table.nbytes >= MIN_TABLE_BYTES
@@ -175,16 +182,8 @@ def _constant_matrix(graph: Graph, node: NodeProto) -> Any:
     plain = all(attributes[name].f == 1.0 for name in ("alpha", "beta") if name in attributes)
     if not plain or ("transA" in attributes and attributes["transA"].i):
         return None
-    return matrix.T if "transB" in attributes and attributes["transB"].i else matrix
+    return matrix.T if _is_transposed(node) else matrix
 
 
-def dequantized_weights(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return name -> (K, N) or (V, H) float32 weight of every INT8 weight of a quantised model, for checks."""
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    result = {}
-    for name, values in arrays.items():
-        base = name.removesuffix("_int8")
-        if values.dtype == np.int8 and f"{base}_scale" in arrays:
-            scale = arrays[f"{base}_scale"]
-            result[base] = values.astype(np.float32) * (scale * _ACTIVATION_MAX if scale.ndim == 1 else scale)
-    return result
+def _is_transposed(node: NodeProto) -> bool:
+    return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.manifest import Name, Task
 from compress.errors import RecipeError
@@ -22,6 +22,7 @@ class Columns(_Part):
     """Names of the columns in the data files."""
 
     text: str = "text"
+    text_pair: str = "text_pair"
     label: str = "label"
 
 
@@ -58,9 +59,14 @@ class Data(_Part):
         given = [name for name in ("folder", "train", "file") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"expected exactly one of folder, train or file; found {given or 'none'}")
-        missing = [name for name in ("validation", "test") if getattr(self, name) is None]
+        others = ("validation", "test")
+        missing = [name for name in others if getattr(self, name) is None]
         if given == ["train"] and missing:
             raise ValueError(f"with train, {' and '.join(missing)} must be given too (or use file, which is split)")
+        if given != ["train"] and len(missing) < len(others):
+            raise ValueError(f"validation and test belong to train; {given[0]} says where they are")
+        if given != ["file"] and "split" in self.model_fields_set:
+            raise ValueError(f"split belongs to file; with {given[0]} the splits are there already")
         return self
 
 
@@ -104,11 +110,17 @@ class Distill(Training):
     temperature: float = Field(default=1.0, gt=0, description="of the kl loss")
     hard_label_weight: float = Field(default=0.0, ge=0, le=1, description="share of cross-entropy with true labels")
 
+    @model_validator(mode="after")
+    def _temperature_is_read(self) -> "Distill":
+        if self.loss != "kl" and self.temperature != 1:
+            raise ValueError(f"temperature belongs to loss kl; found it with loss {self.loss}")
+        return self
+
 
 class Export(_Part):
     """The ONNX export."""
 
-    opset: int = Field(default=18, ge=18, description="version of the ONNX operators")
+    opset: int = Field(default=18, ge=18, le=23, description="version of the ONNX operators")
 
 
 class Quantize(_Part):
@@ -135,13 +147,18 @@ class Gate(_Part):
     min_agreement: float = Field(default=0.98, ge=0, le=1, description="INT8 labels that equal the FP32 student's")
 
 
+def _whole_number_as_text(value: Any) -> Any:
+    """Take `version: 2` as it is meant; 1.10 would have lost its zero to YAML and must be quoted."""
+    return str(value) if type(value) is int else value
+
+
 class Recipe(_Part):
     """Everything that decides the outcome of `limbeck compress`."""
 
     name: Name
-    version: Name = "1"
-    task: Literal[Task.SINGLE_LABEL] = Task.SINGLE_LABEL
-    seed: int = Field(default=13, ge=0)
+    version: Annotated[Name, BeforeValidator(_whole_number_as_text)] = "1"
+    task: Literal[Task.SINGLE_LABEL, Task.PAIR] = Task.SINGLE_LABEL
+    seed: int = Field(default=13, ge=0, lt=2**32)
     data: Data
     teacher: Teacher
     student: Student

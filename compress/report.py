@@ -30,8 +30,8 @@ def stage_rows(metrics: Sequence[StageMetrics]) -> list[list[str]]:
             _percent(row.accuracy),
             _percent(row.macro_f1),
             f"{row.onnx_bytes / 1e6:.1f} MB ({row.onnx_bytes / teacher_bytes:.0%})",
-            f"{row.latency_ms['1'].median_ms:.2f} ms ({row.speedup['1']:.1f}×)",
-            f"{row.latency_ms['32'].median_ms:.1f} ms ({row.speedup['32']:.1f}×)",
+            f"{row.latency_ms.batch_1.median_ms:.2f} ms ({row.speedup.batch_1:.1f}×)",
+            f"{row.latency_ms.batch_32.median_ms:.1f} ms ({row.speedup.batch_32:.1f}×)",
             f"{row.agreement:.1%}",
         ]
         for row in metrics
@@ -70,7 +70,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         "",
         *markdown_table(_HEADINGS, stage_rows(manifest.metrics)),
         "",
-        f"Measured on {manifest.lineage.data['test']['rows']} test texts that training never saw, every model in ONNX "
+        f"Measured on {manifest.lineage.data['test'].rows} test texts that training never saw, every model in ONNX "
         "Runtime with one thread at dynamic length, models taking turns; milliseconds are the median a call. "
         f"The last column: texts that get the FP32 student's label. Machine: {manifest.lineage.machine}.",
         "",
@@ -83,11 +83,12 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
             "",
         ]
     lines += [
-        "| label | precision | recall | F1 | test texts |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {label} | {m.precision:.3f} | {m.recall:.3f} | {m.f1:.3f} | {m.support} |"
-            for label, m in per_class.items()
+        *markdown_table(
+            ("label", "precision", "recall", "F1", "test texts"),
+            [
+                [label, f"{m.precision:.3f}", f"{m.recall:.3f}", f"{m.f1:.3f}", str(m.support)]
+                for label, m in per_class.items()
+            ],
         ),
         "",
         "## Files",
@@ -115,7 +116,8 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (headings, ["---"] * len(headings), *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
 def _percent(interval: Interval) -> str:

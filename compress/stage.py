@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bundle import sha256_file
+from bundle import Task, sha256_file
 from compress.data import Splits, load_splits
 from compress.recipe import Recipe, located
 
@@ -48,7 +48,8 @@ class Run:
     @cached_property
     def splits(self) -> Splits:
         """The examples; raises DataError."""
-        return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed)
+        paired = self.recipe.task is Task.PAIR
+        return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed, paired=paired)
 
     def folder(self, stage: str) -> Path:
         """Return where a stage keeps its files."""
@@ -90,6 +91,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
     mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions()})
     report = _finished(folder, mark)
     if report is not None:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # of a run killed just after the stage was finished
         run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
     else:
         _clear(
@@ -102,10 +104,12 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
         files = {
             str(path.relative_to(folder)): sha256_file(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != _STARTED
+            if path.is_file() and path.name != _STARTED and CHECKPOINTS not in path.relative_to(folder).parts
         }
         report = StageReport(name, round(time.monotonic() - started, 3), files, summary)
         write_atomic(folder / _RECORD, json.dumps({"fingerprint": mark, "report": asdict(report)}, indent=2))
+        # only now: a kill before this line must still find all of them
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     run.reports[name] = report
     return report
 
@@ -123,6 +127,8 @@ def write_atomic(path: Path, text: str) -> None:
 def _clear(folder: Path, keep: set[str]) -> None:
     """Make an empty folder but for what a killed run can go on from."""
     folder.mkdir(parents=True, exist_ok=True)
+    if _STARTED not in keep:  # first: checkpoints that are half deleted must not be taken for this stage's
+        (folder / _STARTED).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name in keep:
             continue

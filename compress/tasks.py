@@ -17,4 +17,5 @@ class TaskSpec:
 
 SPECS = {
     Task.SINGLE_LABEL: TaskSpec(Task.SINGLE_LABEL, Activation.SOFTMAX, "text-classification"),
+    Task.PAIR: TaskSpec(Task.PAIR, Activation.SOFTMAX, "text-classification"),
 }

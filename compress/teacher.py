@@ -1,6 +1,5 @@
 """Stage one: load or fine-tune the teacher, and cache its logits."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from compress.data import Example
 from compress.errors import ModelError
 from compress.losses import UNLABELED
-from compress.models import load_classifier, load_tokenizer, resolve_model, save_tokenizer
+from compress.models import load_classifier, load_tokenizer, resolve_model, save_tokenizer, take_layers
 from compress.progress import track
 from compress.stage import CHECKPOINTS, Run
 from compress.train import Batch, TrainingSet, best_device, predict, predict_all, train
@@ -29,6 +28,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer(folder / TOKENIZER, recipe.data.max_length)
     model = load_classifier(reference, splits.labels, recipe.seed, keep_head=recipe.teacher.fine_tune is None)
     check_max_length(model, recipe.data.max_length, reference)
+    if recipe.student.init == "teacher":  # found out now, not after the teacher's training
+        take_layers(model, recipe.student.layers, splits.labels, recipe.seed)
     summary: dict[str, Any] = {"model": recipe.teacher.model, "parameters": count_parameters(model)}
     training = labeled_set(tokenizer, splits.train, splits.labels)
     validation = labeled_set(tokenizer, splits.validation, splits.labels)
@@ -45,11 +46,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             console=run.console,
             title="fine-tuning the teacher",
         )
-    _save(model, folder / MODEL)
-    encodings = [*training.encodings, *tokenizer.encode([e.text for e in splits.unlabeled])]
+    save_model(model, folder / MODEL)
+    encodings = [*training.encodings, *tokenizer.encode([e.input for e in splits.unlabeled])]
     np.save(folder / LOGITS, _cached_logits(model, encodings, tokenizer.pad_id, run))
-    # kept to the very end: a kill while the logits are computed must not cost the training
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return summary
 
 
@@ -57,7 +56,7 @@ def labeled_set(tokenizer: Tokenizer, examples: list[Example], labels: list[str]
     """Tokenise examples; an unlabeled one gets the label id UNLABELED."""
     ids = {label: index for index, label in enumerate(labels)}
     targets = [UNLABELED if e.label is None else ids[e.label] for e in examples]
-    return TrainingSet(tokenizer.encode([e.text for e in examples]), np.array(targets, dtype=np.int64))
+    return TrainingSet(tokenizer.encode([e.input for e in examples]), np.array(targets, dtype=np.int64))
 
 
 def accuracy_on(data: TrainingSet, pad_id: int) -> Any:
@@ -89,10 +88,6 @@ def save_model(model: nn.Module, folder: Path) -> None:
     """Write config.json and model.safetensors."""
     unwrapped: Any = model
     unwrapped.save_pretrained(folder)
-
-
-def _save(model: nn.Module, folder: Path) -> None:
-    save_model(model, folder)
 
 
 def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

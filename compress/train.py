@@ -275,10 +275,13 @@ def _load_checkpoint(folder: Path, parts: dict[str, Any], device: torch.device) 
 def _save(path: Path, content: Any) -> None:
     """Write so that a kill leaves the old file or the new one, never half of one."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # how torch says that the disk is full
+        raise TrainingError(f"{path}: the checkpoint cannot be written; is the disk full?") from error
     temporary.replace(path)
 
 

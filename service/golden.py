@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import LAYOUT, Bundle, GoldenInput
-from bundle.errors import GoldenMismatchError
+from bundle.errors import GoldenMismatchError, InvalidManifestError
 from service.engine.postprocess import activate
 from service.engine.session import Session
 from service.engine.tokenization import TextInput, Tokenizer, pad
@@ -23,6 +23,16 @@ class GoldenReport:
     tolerance: float
 
 
+def check_signature(bundle: Bundle, session: Session) -> None:
+    """Raise InvalidManifestError unless the graph has the inputs and the output that the manifest names."""
+    manifest = bundle.manifest
+    if set(session.input_names) != set(manifest.input_names) or session.output_name != manifest.output_name:
+        raise InvalidManifestError(
+            f"{session.path}: the graph has inputs {sorted(session.input_names)} and output {session.output_name!r}, "
+            f"but the manifest says {sorted(manifest.input_names)} and {manifest.output_name!r}"
+        )
+
+
 def check_golden(bundle: Bundle, variant_name: str, session: Session, tokenizer: Tokenizer) -> GoldenReport:
     """Classify every golden input alone and hold the scores against the recorded ones.
 
@@ -30,6 +40,7 @@ def check_golden(bundle: Bundle, variant_name: str, session: Session, tokenizer:
     although the recorded margin (highest score minus second) is larger than the tolerance; the errors of
     `Bundle.golden`; SessionError when the model cannot be run; KeyError when there is no such variant.
     """
+    check_signature(bundle, session)
     tolerance = bundle.manifest.variant(variant_name).golden_tolerance
     largest = 0.0
     golden_inputs = bundle.golden()

@@ -30,6 +30,10 @@ stop_own_server() {
 $limbeck compress examples/movie-reviews/recipe.yaml --out "$out"
 
 stop_own_server
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  echo "Port $port is taken by another program. Give another one: LIMBECK_PORT=8001 make demo" >&2
+  exit 1
+fi
 echo
 echo "Serving $out/bundle on $url (log: $log)"
 setsid nohup $limbeck serve "$out/bundle" --port "$port" >"$log" 2>&1 </dev/null &

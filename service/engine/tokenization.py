@@ -43,6 +43,11 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return every token with its id."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
     def encode(self, inputs: Sequence[TextInput]) -> list[Encoding]:
         """Tokenise texts and pairs, in order; pairs are cut longest first."""
         return [

@@ -73,7 +73,7 @@ def test_flipped_byte_in_any_file(tiny_bundle: Bundle, name: str) -> None:
         open_bundle(tiny_bundle.folder)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, True])
+@pytest.mark.parametrize("version", [2, 0, "1", None, True, 1.0])
 def test_unknown_format_version(tiny_bundle: Bundle, version: object) -> None:
     reseal(tiny_bundle.folder, lambda document: document.update(format_version=version))
     with pytest.raises(errors.UnknownFormatVersionError, match="expected 1"):
@@ -81,7 +81,7 @@ def test_unknown_format_version(tiny_bundle: Bundle, version: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/hostname", "a/../../secret", "..", "C:/secret", "..\\secret", ".", ""]
+    "name", ["../secret", "/etc/hostname", "a/../../secret", "..", "C:/secret", "..\\secret", ".", "", "x" * 300]
 )
 def test_path_escaping_the_folder(tiny_bundle: Bundle, name: str) -> None:
     (tiny_bundle.folder.parent / "secret").write_text("x")
@@ -107,7 +107,7 @@ def test_a_symlinked_folder_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> N
         open_bundle(link)
 
 
-@pytest.mark.parametrize("raw", [b"{", b"", b"[1]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("raw", [b"{", b"", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
 def test_invalid_json(tiny_bundle: Bundle, raw: bytes) -> None:
     reseal(tiny_bundle.folder, raw=raw)
     with pytest.raises(errors.InvalidManifestError):
@@ -122,6 +122,7 @@ def test_invalid_json(tiny_bundle: Bundle, raw: bytes) -> None:
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d.update(name="../x"), "name"),
         (lambda d: d["files"].pop("tokenizer.json"), "tokenizer"),
+        (lambda d: d["lineage"]["data"].update(test={}), "lineage.data.test.rows"),
         (lambda d: d["variants"][0].update(golden_tolerance=-1), "golden_tolerance"),
     ],
 )
@@ -162,6 +163,15 @@ def test_a_bundle_that_would_not_open_is_never_put_in_place(tmp_path: Path) -> N
     with pytest.raises(errors.InvalidManifestError):
         write_bundle(tmp_path / "new", tiny_manifest(), {"README.md": b"only this"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "precious.py").write_text("1")
+    for target in (tmp_path / "src", tmp_path / "src" / "precious.py"):
+        with pytest.raises(errors.OccupiedFolderError):
+            write_bundle(target, tiny_manifest(), {})
+    assert (tmp_path / "src" / "precious.py").read_text() == "1"
 
 
 def test_writing_again_replaces_the_bundle(tiny_bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -59,8 +60,15 @@ def test_columns_can_be_renamed_and_labels_can_be_whole_numbers(tmp_path: Path) 
         ("x.jsonl", b'{"text": "a", "label": 1.5}\n', "x.jsonl:1: column 'label' holds 1.5"),
         ("x.jsonl", b'{"text": "a", "label": "b"}\n{"text": "caf\xe9"}\n', "x.jsonl:2: not UTF-8 (byte 0xe9)"),
         ("x.jsonl", b"", "x.jsonl: no rows"),
-        ("x.csv", b"text,label\na,b\nc\n", "x.csv:3: expected 2 fields"),
-        ("x.csv", b"text,label\na,b,c\n", "x.csv:2: expected 2 fields"),
+        ("x.jsonl", b'{"text": "a", "label": true}\n', "x.jsonl:1: column 'label' holds True"),
+        ("x.jsonl", b'{"text": "\\ud83d", "label": "b"}\n', "x.jsonl:1: column 'text' holds half a character"),
+        ("x.jsonl", b"[" * 100_000 + b"\n", "x.jsonl:1: not JSON"),
+        ("x.csv", b"text,label\na,b\nc\n", "x.csv:3: found 1 fields, expected 2"),
+        ("x.csv", b"text,label\na,b,c\n", "x.csv:2: found 3 fields, expected 2"),
+        ("x.csv", b"text,label\n\n\na,b\n\nc\n", "x.csv:6: found 1 fields"),
+        ("x.csv", b'text,label\n"a\nb",c\n ,d\n', "x.csv:4: column 'text' is empty"),
+        ("x.csv", b'"text,label\na,b\n', "x.csv:1: not CSV"),
+        ("x.csv", b"text,text\na,b\n", "x.csv:1: the header row names a column twice"),
         ("x.csv", b'text,label\n"a"x,b\n', "x.csv:2: not CSV"),
         ("x.csv", b"text\na\n", "x.csv:2: no column 'label'; found text"),
         ("x.csv", b"text,label\n\xff,b\n", "x.csv:2: not UTF-8"),
@@ -113,7 +121,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     splits = load_splits(Data(folder=tmp_path), seed=0)
     assert splits.labels == ["a", "b"]
     assert content(splits.unlabeled) == [("free", None)]
-    assert splits.fingerprints()["train"]["rows"] == 20
+    assert splits.fingerprints()["train"].rows == 20
 
 
 def test_a_label_in_test_that_train_never_saw(tmp_path: Path) -> None:
@@ -128,7 +136,9 @@ def test_a_class_with_too_few_rows(tmp_path: Path) -> None:
     write_split(tmp_path, "train", "a" * 20 + "b" * 7)
     write_split(tmp_path, "validation", "ab")
     write_split(tmp_path, "test", "ab")
-    with pytest.raises(DataError, match="label 'b' has 7 rows, expected at least 8"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:21: label 'b' has 7 rows, the first of them here; expected at least 8"
+    ):
         load_splits(Data(folder=tmp_path), seed=0)
 
 
@@ -160,3 +170,23 @@ def test_a_limit_draws_rows_by_seed(tmp_path: Path) -> None:
     assert len(few.train) == len(few.test) == 40
     assert set(few.labels) == {"a", "b"}
     assert few == load_splits(Data(folder=tmp_path, limit=40), seed=3)
+
+
+def test_pairs_need_a_second_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "text_pair": "b", "label": "c"}\n{"text": "a", "label": "c"}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl:2: no column 'text_pair'; found text, label"):
+        read_examples(path, Columns(), labeled=True, paired=True)
+    single = read_examples(path, Columns(), labeled=True)
+    assert [example.input for example in single] == ["a", "a"]
+    path.write_text('{"text": "a", "text_pair": "b", "label": "c"}\n')
+    assert read_examples(path, Columns(), labeled=True, paired=True)[0].input == ("a", "b")
+
+
+def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], dtype=np.int32)), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"text": broken, "label": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet"):
+        read_examples(tmp_path / "x.parquet", Columns(), labeled=True)

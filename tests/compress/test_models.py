@@ -6,9 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from compress.errors import ModelError
-from compress.models import evenly_spaced, load_classifier, load_tokenizer, resolve_model, save_tokenizer, take_layers
+from compress.models import (
+    check_same_vocabulary,
+    evenly_spaced,
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+    save_tokenizer,
+    take_layers,
+)
 from compress.teacher import check_max_length
 from service.engine.tokenization import Tokenizer
 from tests.support.bundles import TEXTS
@@ -89,11 +98,34 @@ def test_models_are_found_in_folders_and_packages(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("reference", "message"), [("package:not_there_at_all", "is not installed"), ("package:json", "holds no folder")]
+    ("reference", "message"),
+    [
+        ("package:not_there_at_all", "is not installed"),
+        ("package:json", "holds no folder"),
+        ("package:no.dots", "expected the name of a package"),
+    ],
 )
 def test_packages_without_weights(reference: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         resolve_model(reference)
+
+
+def test_a_student_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    save_tokenizer(load_tokenizer(str(folder)), tmp_path / "same.json")
+    check_same_vocabulary(str(folder), Tokenizer(tmp_path / "same.json", 16))
+    text = (tmp_path / "same.json").read_text()
+    (tmp_path / "other.json").write_text(text.replace('"movie"', '"swapped"'))
+    with pytest.raises(ModelError, match="is not the teacher's"):
+        check_same_vocabulary(str(folder), Tokenizer(tmp_path / "other.json", 16))
+
+
+def test_a_family_whose_layers_we_cannot_take() -> None:
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=30, d_model=32, n_layer=4, n_head=4, d_inner=64)
+    model = transformers.XLNetForSequenceClassification(config)
+    with pytest.raises(ModelError, match="'xlnet' cannot be taken"):
+        take_layers(model, 2, ["a", "b"], seed=0)
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_the_run_makes_a_bundle_that_verifies(finished: tuple[Path, Path, str]) 
     assert {variant.name for variant in bundle.manifest.variants} == {"int8", "fp32"}
     assert all(variant.batch_invariant for variant in bundle.manifest.variants)
     assert [row.stage for row in bundle.manifest.metrics] == ["teacher", "student", "int8"]
-    assert bundle.manifest.lineage.data["test"]["rows"] == 80
+    assert bundle.manifest.lineage.data["test"].rows == 80
     assert "student" in printed
     assert "accuracy" in printed
     verified = limbeck("verify", out / "bundle")
@@ -135,6 +136,51 @@ def test_kill_9_in_every_stage_changes_nothing(finished: tuple[Path, Path, str],
     assert hashes(found) == hashes(expected)
     assert quality(found) == quality(expected)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("lost", ["checkpoint.pt", "best"])
+def test_a_kill_while_checkpoints_are_cleared_away_changes_nothing(
+    finished: tuple[Path, Path, str], tmp_path: Path, lost: str
+) -> None:
+    """The stage is recorded before its checkpoints go, so whatever is left of them is ignored."""
+    recipe, reference, _ = finished
+    shutil.copytree(reference, tmp_path / "out")
+    left = tmp_path / "out/work/teacher/checkpoints"
+    left.mkdir()
+    (left / ("best-1.pt" if lost == "checkpoint.pt" else "checkpoint.pt")).write_bytes(b"half")
+    result = limbeck("compress", recipe, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("done earlier") == 6
+    assert not left.exists()
+
+
+def test_a_folder_that_is_no_bundle_stops_the_run_before_it_trains(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    recipe, _, _ = finished
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "source.py").write_text("1")
+    result = limbeck("compress", recipe, "--out", tmp_path)
+    assert result.returncode == 1
+    assert "holds files but no manifest.json" in result.stderr
+    assert not (tmp_path / "work").exists()
+    assert (tmp_path / "bundle" / "source.py").exists()
+
+
+def test_pairs_are_compressed_too(tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, task="pair")
+    for path in (tmp_path / "data").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.dumps(row | {"text": "the movie is", "text_pair": row["text"]}) for row in rows]
+        path.write_text("\n".join(lines) + "\n")
+    result = limbeck("compress", recipe, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    bundle = open_bundle(tmp_path / "out/bundle")
+    assert bundle.manifest.text_pair
+    assert bundle.manifest.task == "pair"
+    assert all(golden.text_pair for golden in bundle.golden())
+    assert bundle.manifest.metrics[0].accuracy.value > 0.7  # the label is in the second text only
+    assert limbeck("verify", bundle.folder).returncode == 0
 
 
 @pytest.mark.parametrize(

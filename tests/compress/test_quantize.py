@@ -12,7 +12,7 @@ from compress.evaluate import batch_invariance
 from compress.export import export_model
 from compress.fuse import fuse_attention, keep_first_tokens
 from compress.graph import Graph
-from compress.quantize import dequantized_weights, quantize_model, quantize_symmetric
+from compress.quantize import quantize_model, quantize_symmetric
 from compress.recipe import Quantize
 from service.engine.session import Session
 from service.engine.tokenization import Encoding, pad
@@ -119,17 +119,49 @@ def test_an_encoder_shares_the_activation_of_query_key_and_value(encoder: onnx.M
     assert counts.activations == 3 * 4 + 1 + 1
 
 
+def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Name of each INT8 weight -> its float32 value, (K, N)."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    names = [name.removesuffix("_int8") for name, values in arrays.items() if values.dtype == np.int8]
+    return {name: arrays[f"{name}_int8"] * (arrays[f"{name}_scale"] * 127) for name in names}
+
+
 def test_the_float_weights_are_gone_and_every_int8_weight_is_within_half_a_step(encoder: onnx.ModelProto) -> None:
     floats = {t.name: numpy_helper.to_array(t) for t in encoder.graph.initializer}
     quantized, counts = quantize_model(copy(encoder), Quantize())
-    restored = dequantized_weights(quantized)
+    restored = dequantized(quantized)
     assert len(restored) == counts.matrices
     names = {tensor.name for tensor in quantized.graph.initializer}
     for name, weight in restored.items():
-        assert name not in names
-        original = floats[name].T if "pooler" in name else floats[name]  # a Gemm with transB
+        float_name, _, use = name.rpartition("_")
+        assert float_name not in names
+        original = floats[float_name].T if use == "transposed" else floats[float_name]
         step = np.abs(original).max(axis=0) / 127
         assert (np.abs(weight - original) <= 0.5 * step * (1 + 1e-4)).all()
+
+
+def test_a_weight_that_is_used_in_three_ways_is_quantised_for_each(tmp_path: Path) -> None:
+    weight = RNG.normal(size=(520, 520)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["w", "ids"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "w"], ["product"]),
+            helper.make_node("Gemm", ["product", "w"], ["y"], transB=1),
+        ],
+        "tied",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["B"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 520])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    quantized, counts = quantize_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), Quantize()
+    )
+    assert (counts.matrices, counts.tables) == (2, 1)
+    onnx.save(quantized, tmp_path / "tied.onnx")
+    ids = np.arange(0, 520, 9)
+    exact = weight[ids] @ weight @ weight.T
+    found = Session(tmp_path / "tied.onnx").run({"ids": ids})
+    assert np.abs(found - exact).mean() < 0.03 * exact.std()
 
 
 def texts(count: int, seed: int) -> list[Encoding]:

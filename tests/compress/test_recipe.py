@@ -27,6 +27,10 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
     assert load_recipe(path).distill.loss == "mse"
 
 
+def test_a_whole_number_is_a_version(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, MINIMAL + "version: 2\n")).version == "2"
+
+
 def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL), ["teacher.fine_tune.epochs=2"])
     assert recipe.teacher.fine_tune is not None
@@ -50,6 +54,11 @@ def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
             "name: x\nteacher: {model: m}\nstudent: {layers: 2}\ndata: {file: a, split: {test: 0.5, validation: 0.5}}",
             "expected less than 1",
         ),
+        (MINIMAL + "distill: {temperature: 2}\n", "temperature belongs to loss kl"),
+        (MINIMAL + f"seed: {2**32}\n", "seed"),
+        (MINIMAL + "version: 1.1\n", "version: Input should be a valid string (found 1.1)"),
+        ("name: x\ndata: {folder: d, test: t}\nteacher: {model: m}\nstudent: {layers: 2}\n", "belong to train"),
+        ("name: x\ndata: {folder: d, split: {}}\nteacher: {model: m}\nstudent: {layers: 2}\n", "belongs to file"),
         ("- a list\n", "expected a mapping of keys, found list"),
         ("a: [", "not YAML"),
     ],
