@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,21 @@ _EXTRAS["onnxruntime"] = "cpu"
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("limbeck"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def compress(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; docs/recipe.md lists every key.")],
@@ -51,7 +67,7 @@ def compress(
         from compress.pipeline import compress as run
 
         bundle = run(recipe, overrides or [], out, console)
-        console.print(f"\nBundle: [bold]{bundle.folder}[/bold]. Serve it with: limbeck serve {bundle.folder}")
+        console.print(f"\nServe the bundle with: limbeck serve {bundle.folder}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -146,6 +162,9 @@ def _print_card(bundle: "Bundle") -> None:
         exact = "yes" if variant.batch_invariant else "no"
         variants.add_row(variant.name, variant.dtype, f"{size / 1e6:.1f}", exact, gate, providers)
     console.print(variants)
+    for variant in manifest.variants:
+        if not variant.gate_passed:
+            console.print(f"{variant.name} is not served: {variant.gate_reason}", soft_wrap=True)
     total = sum(entry.size_bytes for entry in manifest.files.values())
     tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
     console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
@@ -154,10 +173,13 @@ def _print_card(bundle: "Bundle") -> None:
 
         console.print(stage_table(manifest.metrics, "Test split"))
     lineage = manifest.lineage
-    console.print(f"made {lineage.created_at} on {lineage.machine}, seeds {lineage.seeds}")
+    seeds = ", ".join(f"{name} {value}" for name, value in lineage.seeds.items())
+    console.print(f"made {lineage.created_at} on {lineage.machine}, {seeds}", soft_wrap=True)
     for name, split in lineage.data.items():
         console.print(f"  {name}: {split.rows} rows, sha256 {split.sha256[:12]}…")
-    console.print("  " + ", ".join(f"{name} {version}" for name, version in lineage.library_versions.items()))
+    console.print(
+        "  " + ", ".join(f"{name} {version}" for name, version in lineage.library_versions.items()), soft_wrap=True
+    )
 
 
 @contextmanager
@@ -182,7 +204,7 @@ def _reported() -> Iterator[None]:
         or_gpu = " (on a CUDA machine: 'limbeck[gpu]')" if extra == "cpu" else ""
         raise _failure(f"this needs {module}: pip install 'limbeck[{extra}]'{or_gpu}") from error
     except KeyboardInterrupt:
-        _errors.print("stopped; give the same command again to go on")
+        _errors.print("stopped; give the same command again to go on from the last checkpoint")
         raise typer.Exit(130) from None
 
 

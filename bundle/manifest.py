@@ -49,6 +49,7 @@ class Variant(_Schema):
     golden_tolerance: float = Field(gt=0, description="largest allowed change of a golden score")
     batch_invariant: bool = Field(description="scores measured bit-equal over random batchings on CPU")
     gate_passed: bool = Field(description="kept enough quality to be served")
+    gate_reason: str | None = Field(default=None, description="why it did not pass")
 
 
 class Interval(_Schema):

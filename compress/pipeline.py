@@ -35,7 +35,8 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
         console.print(
             f"{recipe.name}: {len(run.splits.labels)} labels; "
             + ", ".join(f"{data[name].rows} {name}" for name in data)
-            + " rows"
+            + " rows",
+            soft_wrap=True,
         )
         seen = {name: data[name] for name in ("train", "validation", "unlabeled")}
         common = {"seed": recipe.seed, "max_length": recipe.data.max_length, "labels": run.splits.labels}
@@ -83,7 +84,8 @@ def compress(recipe_path: Path, overrides: list[str], out: Path | None, console:
         bundle = open_bundle(run.out / package.BUNDLE)
         for variant in bundle.manifest.variants:
             if not variant.gate_passed:
-                console.print(f"[yellow]variant {variant.name} did not pass the gate and will not be served[/yellow]")
+                text = f"Variant {variant.name} did not pass the gate and will not be served: {variant.gate_reason}"
+                console.print(text, style="yellow", markup=False, soft_wrap=True)
         return bundle
 
 

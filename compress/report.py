@@ -75,6 +75,11 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         f"The last column: texts that get the FP32 student's label. Machine: {manifest.lineage.machine}.",
         "",
     ]
+    lines += [
+        f"**Variant {variant.name} did not pass the gate and is not served**: {variant.gate_reason}.\n"
+        for variant in manifest.variants
+        if not variant.gate_passed
+    ]
     if invariance is not None:
         found = "equal bit by bit" if invariance.bit_equal else f"off by up to {invariance.max_difference:.2e}"
         lines += [
@@ -84,7 +89,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         ]
     lines += [
         *markdown_table(
-            ("label", "precision", "recall", "F1", "test texts"),
+            ("label (INT8)", "precision", "recall", "F1", "test texts"),
             [
                 [label, f"{m.precision:.3f}", f"{m.recall:.3f}", f"{m.f1:.3f}", str(m.support)]
                 for label, m in per_class.items()

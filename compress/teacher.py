@@ -44,7 +44,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             seed=recipe.seed,
             folder=folder / CHECKPOINTS,
             console=run.console,
-            title="fine-tuning the teacher",
+            title="fine-tuning",
         )
     save_model(model, folder / MODEL)
     encodings = [*training.encodings, *tokenizer.encode([e.input for e in splits.unlabeled])]
@@ -99,7 +99,7 @@ def _cached_logits(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     model.to(best_device())
     result = np.empty((len(encodings), len(run.splits.labels)), dtype=np.float32)
-    with track(run.console, "caching the teacher's logits", len(encodings)) as advance:
+    with track(run.console, "teacher's logits", len(encodings)) as advance:
         for indices, logits in predict(model, encodings, pad_id):
             result[indices] = logits
             advance(len(indices), "")

@@ -41,5 +41,5 @@ class BodyLimitMiddleware:
 
     def _too_large(self, found: str) -> HTTPException:
         return HTTPException(
-            413, f"body: expected at most {self._max_body_bytes} bytes, found {found}; send fewer inputs"
+            413, f"body: expected at most {self._max_body_bytes} bytes, found {found}; send fewer or shorter inputs"
         )

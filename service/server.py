@@ -1,13 +1,17 @@
 """Runs the service in uvicorn until a signal ends it."""
 
 import logging
+import socket
 import sys
 from types import FrameType
 
 import uvicorn
 
+from bundle import LAYOUT
+from bundle.reader import missing_bundle
 from service.app import create_app
 from service.errors import StartupError
+from service.registry import find_bundles
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -23,6 +27,14 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    try:
+        for folder in find_bundles(settings):
+            if not (folder / LAYOUT.manifest).is_file():
+                raise StartupError(missing_bundle(folder))
+        listener = _listen(settings.host, settings.port)
+    except StartupError as error:
+        log.error("%s", error)
+        return 1
     startup_errors: list[StartupError] = []
 
     def stop(error: StartupError) -> None:
@@ -43,11 +55,22 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=settings.shutdown_timeout_s,
         )
     )
-    try:
-        server.run()
-    except SystemExit:  # uvicorn's way to say, after a line in the log, that it cannot have the port
-        return 1
+    server.run(sockets=[listener])
     return 1 if startup_errors else 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket; raises StartupError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port or LIMBECK_PORT"
+        ) from error
+    return listener
 
 
 class _Server(uvicorn.Server):

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.bundles and self.model_folder is None:
-            raise ValueError(f"nothing to serve; set {ENV_PREFIX}BUNDLES or {ENV_PREFIX}MODEL_FOLDER")
+            raise ValueError(f"nothing to serve; name a bundle, or set {ENV_PREFIX}BUNDLES or {ENV_PREFIX}MODEL_FOLDER")
         if self.max_inputs > self.queue_capacity:
             raise ValueError(
                 f"max_inputs is {self.max_inputs}, more than queue_capacity ({self.queue_capacity}): "

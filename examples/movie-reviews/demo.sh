@@ -27,19 +27,21 @@ stop_own_server() {
   rm -f "$pid_file"
 }
 
-$limbeck compress examples/movie-reviews/recipe.yaml --out "$out"
-
+# before the minutes of work, not after them
 stop_own_server
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
   echo "Port $port is taken by another program. Give another one: LIMBECK_PORT=8001 make demo" >&2
   exit 1
 fi
+
+$limbeck compress examples/movie-reviews/recipe.yaml --out "$out"
+
 echo
 echo "Serving $out/bundle on $url (log: $log)"
 setsid nohup $limbeck serve "$out/bundle" --port "$port" >"$log" 2>&1 </dev/null &
 echo $! >"$pid_file"
 for _ in $(seq 600); do
-  curl -fs "$url/health/ready" >/dev/null 2>&1 && break
+  if curl -fs "$url/health/ready" >/dev/null 2>&1 && kill -0 "$(cat "$pid_file")" 2>/dev/null; then break; fi
   if ! kill -0 "$(cat "$pid_file")" 2>/dev/null; then
     echo "The server did not start:" >&2
     cat "$log" >&2

@@ -217,6 +217,7 @@ def test_a_student_that_lost_too_much_is_not_shipped(finished: tuple[Path, Path,
     result = limbeck("compress", recipe, "--out", tmp_path / "out", *options)
     assert result.returncode == 1
     assert "no variant passed the gate" in result.stderr
+    assert "int8: accuracy 0." in result.stderr
     assert not (tmp_path / "out" / "bundle").exists()
 
 

@@ -118,4 +118,6 @@ def test_a_port_in_use_ends_the_process_with_1(tiny_bundle):
         with process(taken.getsockname()[1], bundles=tiny_bundle.folder) as running:
             _, log = running.communicate(timeout=60)
             assert running.returncode == 1
-    assert "address already in use" in log
+    assert "Address already in use" in log
+    assert "LIMBECK_PORT" in log
+    assert len(log.splitlines()) == 1

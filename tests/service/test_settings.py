@@ -88,7 +88,7 @@ def test_a_wrong_setting_gives_one_clear_line(values, parts):
 
 
 def test_nothing_to_serve_says_what_to_set():
-    assert problem() == "settings: nothing to serve; set LIMBECK_BUNDLES or LIMBECK_MODEL_FOLDER"
+    assert problem() == ("settings: nothing to serve; name a bundle, or set LIMBECK_BUNDLES or LIMBECK_MODEL_FOLDER")
 
 
 def test_log_levels_may_be_in_capitals():
