@@ -32,7 +32,7 @@ MIN_MATRIX_ELEMENTS = 4096
 MIN_TABLE_BYTES = 1 << 20
 """Smaller embedding tables (positions, token types) are not worth three more nodes."""
 _ACTIVATION_MAX = 127.0
-_HALF_STEP = 0.5 * (1 + 1e-5)  # and a few roundings of float32
+_HALF_STEP = 0.5 + 1e-5  # the largest value may lie past the last level by as much as its scale was rounded
 _ZERO_POINT = np.uint8(128)
 
 
@@ -91,8 +91,10 @@ def quantize_symmetric(weight: Any, axis: int, bits: int) -> tuple[Any, Any]:
     scale = np.abs(weight).max(axis=1 - axis, keepdims=True).astype(np.float32) / np.float32(levels)
     # an all-zero slice has all-zero values whatever the scale; a subnormal scale would overflow in the division
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
-    values = np.clip(np.rint(weight / scale), -levels, levels).astype(np.int8)
-    if (np.abs(values * scale - weight) > scale * _HALF_STEP).any():
+    # in float64: the quotient's rounding in float32 could put a value near the middle of a step on the wrong side
+    steps = weight.astype(np.float64) / scale.astype(np.float64)
+    values = np.clip(np.rint(steps), -levels, levels).astype(np.int8)
+    if (np.abs(values - steps) > _HALF_STEP).any():
         raise QuantizeError("an INT8 weight is more than half a step from its float value")
     return values, scale
 

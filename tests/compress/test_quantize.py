@@ -81,7 +81,15 @@ def test_every_weight_is_within_half_a_step_of_its_float(bits: int, axis: int) -
     assert values.dtype == np.int8
     assert np.abs(values.astype(int)).max() == 2 ** (bits - 1) - 1
     assert scale.shape == ((1, 70) if axis == 1 else (50, 1))
-    assert (np.abs(values * scale - weight) <= scale * 0.5 * (1 + 1e-5)).all()
+    assert (np.abs(values - weight.astype(np.float64) / scale.astype(np.float64)) <= 0.5 + 1e-5).all()
+
+
+def test_a_large_table_has_values_next_to_the_middle_of_a_step() -> None:
+    """Among millions of weights some lie so close to a half that float32 division would round them the wrong way."""
+    weight = np.random.default_rng(5).normal(size=(4096, 1024)).astype(np.float32)
+    values, scale = quantize_symmetric(weight, axis=0, bits=8)
+    error = np.abs(values - weight.astype(np.float64) / scale.astype(np.float64))
+    assert error.max() <= 0.5 + 1e-5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
