@@ -6,6 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Data sets that only tests and benchmarks use; tests that want them skip with a reason where they are absent.
+ifneq ($(wildcard ../shared/data),)
+export LIMBECK_TEST_DATA ?= $(realpath ../shared/data)
+endif
+
 # Everything that tests write lies in the checkout, what a killed process leaves included.
 PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingface $(BIN)/pytest --basetemp=.tmp/$@
 # Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.

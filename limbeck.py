@@ -23,8 +23,27 @@ app = typer.Typer(
 _errors = Console(stderr=True, highlight=False)
 
 # the extra that brings a module; every other module comes with any install
-_EXTRAS = dict.fromkeys(("onnx", "optimum", "pyarrow", "safetensors", "torch", "transformers", "yaml"), "compress")
+_EXTRAS = dict.fromkeys(
+    (
+        "model2vec",
+        "onnx",
+        "optimum",
+        "pyarrow",
+        "py3langid",
+        "safetensors",
+        "scipy",
+        "sklearn",
+        "torch",
+        "transformers",
+        "yaml",
+    ),
+    "compress",
+)
 _EXTRAS["onnxruntime"] = "cpu"
+_EXTRAS["peft"] = "train"
+
+_GATE_FAILED = 3
+"""Exit code of a run whose model was made but must not be shipped."""
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
@@ -54,20 +73,84 @@ def compress(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where work/ and bundle/ go.  [default: runs/NAME]")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the bundle although its gate failed; it is marked as forced.")
+    ] = False,
 ) -> None:
-    """Distil, export, quantise, evaluate and package a classifier.
+    """Distil, export, quantize, evaluate and package a classifier.
 
-    Stages: teacher, distill, export, quantize, evaluate, package. A run that was killed goes on where it was when the
-    same command is given again; a stage runs anew only when something it reads has changed.
+    Stages: teacher, targets, distill, export, calibrate, quantize, baselines, evaluate, package. A run that was killed
+    goes on where it was when the same command is given again; a stage runs anew only when something it reads has
+    changed. Exit code 3: no variant kept what the recipe's gate demands; no bundle is written without --force.
 
     Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
     """
     console = Console(highlight=False)
-    with _reported():
+    with _reported("stopped; give the same command again to go on from the last checkpoint"):
         from compress.pipeline import compress as run
 
-        bundle = run(recipe, overrides or [], out, console)
-        console.print(f"\nServe the bundle with: limbeck serve {bundle.folder}", markup=False, soft_wrap=True)
+        bundle = run(recipe, overrides or [], out, console, force)
+        _print_next(bundle, console)
+
+
+@app.command()
+def pack(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A fine-tuned classifier: a folder, a hub id or package:NAME.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labeled rows (.jsonl, .csv, .parquet) to measure quality on; columns as docs/recipe.md names them.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the bundle goes.  [default: bundles/NAME]")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="single-label, multi-label, pair or token-classification.  [default: its config]")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names for the model's labels in its order, with commas between them.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens; longer texts are cut.  [default: up to 512]")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of a recipe's gate, evaluate, calibrate or quantize, or name, version. Repeatable.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the bundle although its gate failed; it is marked as forced.")
+    ] = False,
+) -> None:
+    """Make a bundle of any fine-tuned classifier, without training: export, per-token INT8, golden inputs.
+
+    With --data the same evaluation and gate as in `limbeck compress`: a third of the rows is for choosing, the rest
+    for measuring. Without, the bundle says what was not measured. Exit code 3: the gate failed; no bundle is written.
+
+    Example: `limbeck pack ./my-classifier --data held-out.jsonl --out bundles/mine`
+    """
+    console = Console(highlight=False)
+    with _reported("stopped; nothing was written"):
+        from compress.pack import pack as run
+
+        names = None if labels is None else [name.strip() for name in labels.split(",")]
+        bundle = run(
+            model,
+            data,
+            out,
+            console,
+            task=task,
+            labels=names,
+            max_length=max_length,
+            overrides=overrides or [],
+            force=force,
+        )
+        _print_next(bundle, console)
 
 
 @app.command()
@@ -77,7 +160,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")] = None,
-    variant: Annotated[str | None, typer.Option(help="Variant to serve.  [default: the fastest that passed]")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant to serve.  [default: the fastest exact one that passed]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference call.  [default: 1]")] = None,
     sessions: Annotated[int | None, typer.Option(help="Inference calls side by side.  [default: one a core]")] = None,
 ) -> None:
@@ -132,17 +217,30 @@ def verify(bundle: BundleArgument) -> None:
     """
     with _reported():
         from bundle import open_bundle
+        from service.engine.session import available_providers
         from service.golden import verify_variant
 
         opened = open_bundle(bundle)
         console = Console(highlight=False)
         console.print(f"hashes: {len(opened.manifest.files)} files hold")
         for variant in opened.manifest.variants:
+            if not set(variant.execution_providers) & set(available_providers()):
+                needed = ", ".join(variant.execution_providers)
+                console.print(f"golden, {variant.name}: not checked; it runs on {needed}, which is not here")
+                continue
             report = verify_variant(opened, variant.name)
             console.print(
                 f"golden, {variant.name}: {report.inputs} inputs hold; largest difference "
                 f"{report.largest_difference:.1e}, tolerance {report.tolerance:g}"
             )
+
+
+def _print_next(bundle: "Bundle", console: Console) -> None:
+    from bundle import Task
+
+    verb = "Check" if bundle.manifest.task is Task.TOKEN_CLASSIFICATION else "Serve"
+    command = "verify" if verb == "Check" else "serve"
+    console.print(f"\n{verb} the bundle with: limbeck {command} {bundle.folder}", markup=False, soft_wrap=True)
 
 
 def _print_card(bundle: "Bundle") -> None:
@@ -158,20 +256,24 @@ def _print_card(bundle: "Bundle") -> None:
     for variant in manifest.variants:
         size = manifest.files[variant.file].size_bytes
         providers = ", ".join(name.removesuffix("ExecutionProvider") for name in variant.execution_providers)
-        gate = "passed" if variant.gate_passed else "failed"
+        gate = "passed" if variant.gate_passed else "failed, forced" if variant.forced else "failed"
         exact = "yes" if variant.batch_invariant else "no"
         variants.add_row(variant.name, variant.dtype, f"{size / 1e6:.1f}", exact, gate, providers)
     console.print(variants)
     for variant in manifest.variants:
         if not variant.gate_passed:
-            console.print(f"{variant.name} is not served: {variant.gate_reason}", soft_wrap=True)
+            consequence = "was shipped by order" if variant.forced else "is not served"
+            console.print(f"{variant.name} {consequence}: {variant.gate_reason}", soft_wrap=True)
     total = sum(entry.size_bytes for entry in manifest.files.values())
     tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
     console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
     if manifest.metrics:
-        from compress.report import stage_table
+        from compress.report import stage_table, wording, worth_lines
 
-        console.print(stage_table(manifest.metrics, "Test split"))
+        title = "Test split" if "test" in manifest.lineage.data else "Sample texts"
+        console.print(stage_table(manifest.metrics, title, wording(manifest)))
+        for line in worth_lines(manifest.baselines):
+            console.print(line, soft_wrap=True)
     lineage = manifest.lineage
     seeds = ", ".join(f"{name} {value}" for name, value in lineage.seeds.items())
     console.print(f"made {lineage.created_at} on {lineage.machine}, {seeds}", soft_wrap=True)
@@ -183,15 +285,22 @@ def _print_card(bundle: "Bundle") -> None:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
-    """Turn the errors that a user can act on into one message and exit code 1."""
+def _reported(stopped: str = "stopped") -> Iterator[None]:
+    """Turn the errors that a user can act on into one message and an exit code: 1, or 3 when the gate failed.
+
+    `stopped` is what is said after Ctrl-C.
+    """
     from bundle import BundleError
-    from compress.errors import CompressError
+    from compress.errors import CompressError, GateError
     from service.engine.errors import EngineError
     from service.errors import StartupError
 
     try:
         yield
+    except GateError as error:
+        if error.table is not None:
+            _errors.print(error.table)
+        raise _failure(str(error), _GATE_FAILED) from error
     except (BundleError, CompressError, EngineError, StartupError) as error:
         raise _failure(str(error)) from error
     except OSError as error:
@@ -204,13 +313,13 @@ def _reported() -> Iterator[None]:
         or_gpu = " (on a CUDA machine: 'limbeck[gpu]')" if extra == "cpu" else ""
         raise _failure(f"this needs {module}: pip install 'limbeck[{extra}]'{or_gpu}") from error
     except KeyboardInterrupt:
-        _errors.print("stopped; give the same command again to go on from the last checkpoint")
+        _errors.print(stopped)
         raise typer.Exit(130) from None
 
 
-def _failure(message: str) -> typer.Exit:
+def _failure(message: str, code: int = 1) -> typer.Exit:
     _errors.print(f"error: {message}", markup=False, soft_wrap=True)
-    return typer.Exit(1)
+    return typer.Exit(code)
 
 
 def main() -> None:

@@ -17,20 +17,23 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from bundle.manifest import Task
 from compress.data import read_examples
-from compress.evaluate import batch_invariance
 from compress.export import export_model
 from compress.fuse import fuse_attention, keep_first_tokens
 from compress.graph import Graph
 from compress.machine import describe_machine, load_average
 from compress.models import load_classifier
+from compress.outputs import batch_invariance
 from compress.quantize import quantize_model
 from compress.recipe import Columns, Quantize
 from compress.stage import library_versions
+from compress.tasks import SPECS
 from service.engine.session import Session
 from service.engine.tokenization import Encoding, IntArray, Tokenizer, pad
 
 LABELS = ["negative", "positive"]
+SPEC = SPECS[Task.SINGLE_LABEL]
 HEADS = 12
 
 
@@ -44,7 +47,8 @@ def main() -> None:
 
     models = build(arguments.run / "work", arguments.run / "benchmark")
     tokenizer = Tokenizer(arguments.run / "work/teacher/tokenizer.json", 128)
-    everything = tokenizer.encode([example.text for example in read_examples(arguments.test, Columns(), labeled=True)])
+    examples = read_examples(arguments.test, Columns(), SPEC, labeled=True)
+    everything = tokenizer.encode([example.input for example in examples])
     encodings = everything[: arguments.texts]
     sessions = {name: Session(path) for name, path in models.items()}
     print(f"Machine: {describe_machine()}; load average {load_average():.2f} before the start.")
@@ -78,7 +82,7 @@ def exactness(sessions: dict[str, Session], encodings: list[Encoding], pad_id: i
             together = session.run(pad([encodings[i] for i in group], pad_id)).argmax(axis=1)
             alone = [session.run(pad([encodings[i]], pad_id)).argmax() for i in group]
             flips += int((together != alone).sum())
-        change = batch_invariance(session, encodings, pad_id, seed=0).max_difference
+        change = batch_invariance(session.path, encodings, pad_id, seed=0).max_difference
         print(f"| {name} | {flips} ({flips / len(encodings):.1%}) | {change:.1e} |")
 
 
@@ -98,8 +102,8 @@ def take_turns(sessions: dict[str, Session], batches: list[dict[str, IntArray]],
 def build(work: Path, folder: Path) -> dict[str, Path]:
     """Write the student in every form that docs/experiments.md speaks of."""
     folder.mkdir(exist_ok=True)
-    student = load_classifier(str(work / "distill/model"), LABELS, 0, keep_head=True)
-    onnx.save(export_model(student, "text-classification", 18), folder / "plain.onnx")
+    student = load_classifier(str(work / "distill/model"), LABELS, 0, SPEC, keep_head=True)
+    onnx.save(export_model(student, SPEC.exporter_task, 18), folder / "plain.onnx")
     attention = Graph(onnx.load(folder / "plain.onnx"))
     fuse_attention(attention, HEADS)
     onnx.save(attention.finish(), folder / "attention.onnx")

@@ -50,6 +50,12 @@ class Variant(_Schema):
     batch_invariant: bool = Field(description="scores measured bit-equal over random batchings on CPU")
     gate_passed: bool = Field(description="kept enough quality to be served")
     gate_reason: str | None = Field(default=None, description="why it did not pass")
+    forced: bool = Field(default=False, description="shipped by order although it did not pass")
+
+    @property
+    def servable(self) -> bool:
+        """Whether a service may serve it."""
+        return self.gate_passed or self.forced
 
 
 class Interval(_Schema):
@@ -87,9 +93,10 @@ class BatchInvariance(_Schema):
 
 
 class LatencyByBatch(_Schema):
-    """Latency at the two batch sizes that are measured."""
+    """Latency at the batch sizes that are measured."""
 
     batch_1: Latency
+    batch_8: Latency
     batch_32: Latency
 
 
@@ -97,7 +104,33 @@ class SpeedupByBatch(_Schema):
     """How many times faster than the teacher in FP32, in the same run."""
 
     batch_1: float
+    batch_8: float
     batch_32: float
+
+
+class SliceMetrics(_Schema):
+    """The main metric on a part of the test split."""
+
+    texts: int
+    value: float
+    drop: Interval | None = Field(default=None, description="below the teacher, paired; null without true labels")
+
+
+class CalibrationBin(_Schema):
+    """Rows whose confidence is above `low` and at most `high`."""
+
+    low: float
+    high: float
+    count: int
+    mean_confidence: float | None
+    accuracy: float | None
+
+
+class Calibration(_Schema):
+    """How far confidence is from how often the model is right, on the test split."""
+
+    expected_error: float = Field(description="ECE, after temperature scaling")
+    bins: tuple[CalibrationBin, ...]
 
 
 class SplitFingerprint(_Schema):
@@ -107,18 +140,38 @@ class SplitFingerprint(_Schema):
     sha256: Sha256
 
 
+class Quality(_Schema):
+    """What a model gets right on the test split; it needs true labels."""
+
+    scores: dict[str, Interval] = Field(description="metric -> value, the task's main metric first")
+    retained: Interval | None = Field(description="share of the teacher's main metric, paired bootstrap")
+    drop: Interval = Field(description="of the main metric below the teacher, paired bootstrap")
+    recall_drops: dict[str, Interval]
+    per_class: dict[str, ClassMetrics]
+    slices: dict[str, SliceMetrics]
+    calibration: Calibration
+
+
 class StageMetrics(_Schema):
-    """One row of the stage table: one model, measured on the test split in ONNX Runtime."""
+    """One row of the stage table: one model, measured in ONNX Runtime."""
 
     stage: str
-    accuracy: Interval
-    macro_f1: Interval
-    per_class: dict[str, ClassMetrics]
+    quality: Quality | None = Field(default=None, description="null where the data had no true labels")
     onnx_bytes: int
-    latency_ms: LatencyByBatch = Field(description="one thread")
-    speedup: SpeedupByBatch
-    agreement: float = Field(description="share of test texts with the label of the FP32 student (teacher: 1)")
+    latency_ms: LatencyByBatch | None = Field(default=None, description="one thread; null where it is not run on CPU")
+    speedup: SpeedupByBatch | None = None
+    label_flips: Interval = Field(description="share of decisions that differ from the FP32 student's (teacher: 0)")
     batch_invariance: BatchInvariance | None = None
+
+
+class BaselineMetrics(_Schema):
+    """A cheap model that a student must beat clearly to be worth its latency."""
+
+    name: str
+    score: Interval = Field(description="the task's main metric")
+    student_gain: Interval = Field(description="how far the student is above it, paired bootstrap")
+    size_bytes: int
+    milliseconds_per_text: float | None
 
 
 class Lineage(_Schema):
@@ -126,6 +179,7 @@ class Lineage(_Schema):
 
     recipe: dict[str, Any]
     data: dict[str, SplitFingerprint]
+    overlap: dict[str, int] = Field(default={}, description="rows of one split whose text stands in another, too")
     seeds: dict[str, int]
     library_versions: dict[str, str]
     machine: str
@@ -147,11 +201,14 @@ class Manifest(_Schema):
     temperature: float = Field(default=1.0, gt=0, description="calibration: logits are divided by it")
     variants: tuple[Variant, ...] = Field(min_length=1)
     metrics: tuple[StageMetrics, ...] = ()
+    baselines: tuple[BaselineMetrics, ...] = ()
     lineage: Lineage
     files: dict[str, FileEntry]
     # Room from format 1 on; each is null until a task needs it.
     thresholds: dict[str, float] | None = Field(default=None, description="label -> decision threshold (multi-label)")
-    abstention: dict[str, float] | None = None
+    abstention: dict[str, float] | None = Field(
+        default=None, description="threshold, and the precision and coverage it had on the validation split"
+    )
     text_pair: bool = Field(default=False, description="the model was trained on text pairs")
     tag_scheme: str | None = Field(default=None, description="IOB1, IOB2 or BIOES (token classification)")
     reference_statistics: dict[str, Any] | None = Field(default=None, description="what drift is measured against")
@@ -179,4 +236,6 @@ class GoldenInput(_Schema):
     text: str
     text_pair: str | None = None
     label: str | None = Field(default=None, description="the true label; null when the data had none")
-    scores: dict[str, tuple[float, ...]] = Field(description="variant -> score of each label, in label order")
+    scores: dict[str, tuple[float, ...]] = Field(
+        description="variant -> score of each label, in label order; token classification: token after token"
+    )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bundle import errors
 from bundle.layout import LAYOUT
-from bundle.manifest import FORMAT_VERSION, GoldenInput, Manifest
+from bundle.manifest import FORMAT_VERSION, GoldenInput, Manifest, Task
 
 _LONGEST_NAME = 200
 """Characters; file systems take 255 bytes."""
@@ -97,7 +97,8 @@ def read_golden(path: Path, manifest: Manifest) -> list[GoldenInput]:
                 f"{path}:{number}: scores for {sorted(golden.scores)}, expected {sorted(variants)}"
             )
         for variant, scores in golden.scores.items():
-            if len(scores) != len(manifest.labels):
+            per_token = manifest.task is Task.TOKEN_CLASSIFICATION and len(scores) > 0
+            if len(scores) % len(manifest.labels) if per_token else len(scores) != len(manifest.labels):
                 raise errors.LabelMismatchError(
                     f"{path}:{number}: {len(scores)} scores of variant {variant!r}, but the manifest has "
                     f"{len(manifest.labels)} labels"

@@ -16,26 +16,13 @@ import pyarrow.parquet as pq
 
 from bundle.manifest import SplitFingerprint
 from compress.errors import DataError
+from compress.examples import Example
+from compress.overlap import find_overlap
 from compress.recipe import Columns, Data
-from service.engine.tokenization import TextInput
+from compress.tasks import TaskSpec
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One text or pair of texts and, unless it is unlabeled, its label."""
-
-    text: str
-    label: str | None
-    source: str
-    """File and line (or row), for messages."""
-    text_pair: str | None = None
-
-    @property
-    def input(self) -> TextInput:
-        """What a tokenizer is given."""
-        return self.text if self.text_pair is None else (self.text, self.text_pair)
+_RARE = "(rare)"
 
 
 @dataclass(frozen=True)
@@ -47,39 +34,45 @@ class Splits:
     test: list[Example]
     unlabeled: list[Example]
     labels: list[str]
-    """Sorted; the model's output ids are indices into it."""
+    """The model's output ids are indices into it."""
 
     def fingerprints(self) -> dict[str, SplitFingerprint]:
         """Return rows and SHA-256 of each split's content, for the lineage."""
         result = {}
         for name in ("train", "validation", "test", "unlabeled"):
             examples: list[Example] = getattr(self, name)
-            content = json.dumps([[e.text, e.text_pair, e.label] for e in examples], ensure_ascii=False)
+            content = json.dumps([[e.text, e.text_pair, e.target] for e in examples], ensure_ascii=False)
             digest = hashlib.sha256(content.encode()).hexdigest()
             result[name] = SplitFingerprint(rows=len(examples), sha256=digest)
         return result
 
+    def overlap(self) -> dict[str, int]:
+        """Return how many rows of one split stand in another, too."""
+        pairs = (("test", "train"), ("test", "validation"), ("validation", "train"))
+        return {
+            f"{own} in {other}": find_overlap(getattr(self, own), getattr(self, other)).rows for own, other in pairs
+        }
 
-def load_splits(data: Data, seed: int, *, paired: bool = False) -> Splits:
-    """Read every split the recipe names, `paired` with the second text of each row; raises DataError."""
+
+def load_splits(data: Data, seed: int, spec: TaskSpec) -> Splits:
+    """Read every split the recipe names, as the task wants its rows; raises DataError."""
     if data.file is not None:
-        rows = read_examples(data.file, data.columns, labeled=True, paired=paired)
-        train, validation, test = stratified_split(rows, data.split.validation, data.split.test, seed)
+        rows = read_examples(data.file, data.columns, spec, labeled=True)
+        labeled = list(stratified_split(rows, data.split.validation, data.split.test, seed, spec))
     else:
-        paths = {name: _find(data, name) for name in ("train", "validation", "test")}
-        train, validation, test = (
-            read_examples(path, data.columns, labeled=True, paired=paired) for path in paths.values()
-        )
+        paths = [_find(data, name) for name in ("train", "validation", "test")]
+        labeled = [read_examples(path, data.columns, spec, labeled=True) for path in paths]
     unlabeled_path = data.unlabeled or (_find_in(data.folder, "unlabeled") if data.folder else None)
-    unlabeled = read_examples(unlabeled_path, data.columns, labeled=False, paired=paired) if unlabeled_path else []
+    unlabeled = read_examples(unlabeled_path, data.columns, spec, labeled=False) if unlabeled_path else []
     if data.limit is not None:
-        train, validation, test, unlabeled = (
-            _sample(rows, data.limit, seed) for rows in (train, validation, test, unlabeled)
-        )
-    return Splits(train, validation, test, unlabeled, _check_labels(train, validation, test, data.min_rows_per_label))
+        *labeled, unlabeled = (_sample(rows, data.limit, seed) for rows in (*labeled, unlabeled))
+    train, validation, test = spec.prepare(labeled, data)
+    labels = spec.label_names(train)
+    _check_labels(spec, train, (validation, test), data.min_rows_per_label)
+    return Splits(train, validation, test, unlabeled, labels)
 
 
-def read_examples(path: Path, columns: Columns, *, labeled: bool, paired: bool = False) -> list[Example]:
+def read_examples(path: Path, columns: Columns, spec: TaskSpec, *, labeled: bool) -> list[Example]:
     """Read one file; raises DataError naming the file and line of the first row that is not usable."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -87,33 +80,35 @@ def read_examples(path: Path, columns: Columns, *, labeled: bool, paired: bool =
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    examples = []
-    for source, row in reader(path):
-        text = _text(row, columns.text, source)
-        text_pair = _text(row, columns.text_pair, source) if paired else None
-        label = _label(row, columns.label, source) if labeled else None
-        examples.append(Example(text, label, source, text_pair))
+    examples = [spec.read(row, columns, source, labeled=labeled) for source, row in reader(path)]
     if not examples:
         raise DataError(f"{path}: no rows")
     return examples
 
 
 def stratified_split(
-    rows: list[Example], validation: float, test: float, seed: int
+    rows: list[Example], validation: float, test: float, seed: int, spec: TaskSpec
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Split rows into train, validation and test with the same mix of labels, the same way for the same seed."""
-    by_label: dict[str, list[Example]] = defaultdict(list)
+    """Split rows into train, validation and test with the same mix of labels, the same way for the same seed.
+
+    Where texts have several labels, combinations of fewer than three rows are split together.
+    """
+    strata: dict[str, list[Example]] = defaultdict(list)
     for row in rows:
-        by_label[str(row.label)].append(row)
+        strata[spec.stratum(row)].append(row)
+    combined = any(len(spec.labels_of(row)) != 1 for row in rows)
+    if combined:
+        for name in [name for name, group in strata.items() if len(group) < 3]:
+            strata[_RARE] += strata.pop(name)
     random_source = random.Random(seed)  # noqa: S311 - not for secrets
     splits: tuple[list[Example], list[Example], list[Example]] = ([], [], [])
-    for label in sorted(by_label):
-        group = by_label[label]
-        if len(group) < 3:
-            raise DataError(f"{group[0].source}: label {label!r} has {len(group)} rows; a split needs at least 3")
+    for name in sorted(strata):
+        group = strata[name]
+        if len(group) < 3 and not combined:
+            raise DataError(f"{group[0].source}: label {name!r} has {len(group)} rows; a split needs at least 3")
         random_source.shuffle(group)
-        for_validation = max(1, round(len(group) * validation))
-        for_test = max(1, round(len(group) * test))
+        for_validation = min(max(1, round(len(group) * validation)), len(group) - 1)
+        for_test = min(max(1, round(len(group) * test)), len(group) - for_validation)
         splits[1].extend(group[:for_validation])
         splits[2].extend(group[for_validation : for_validation + for_test])
         splits[0].extend(group[for_validation + for_test :])
@@ -129,24 +124,19 @@ def _sample(rows: list[Example], limit: int, seed: int) -> list[Example]:
     return [rows[index] for index in sorted(chosen)]
 
 
-def _check_labels(train: list[Example], validation: list[Example], test: list[Example], minimum: int) -> list[str]:
-    counts = Counter(str(example.label) for example in train)
-    if len(counts) < 2:
-        raise DataError(f"train has the label {', '.join(counts)} only; expected at least two labels")
-    for split in (validation, test):
-        for example in split:
-            if example.label not in counts:
-                raise DataError(
-                    f"{example.source}: label {example.label!r} is not among the training labels {sorted(counts)}"
-                )
+def _check_labels(spec: TaskSpec, train: list[Example], others: tuple[list[Example], ...], minimum: int) -> None:
+    counts = Counter(label for example in train for label in spec.labels_of(example))
+    for example in (example for split in others for example in split):
+        unknown = next((label for label in spec.labels_of(example) if label not in counts), None)
+        if unknown is not None:
+            raise DataError(f"{example.source}: label {unknown!r} is not among the training labels {sorted(counts)}")
     label, rows = min(counts.items(), key=lambda item: item[1])
     if rows < minimum:
-        first = next(example for example in train if example.label == label)
+        first = next(example for example in train if label in spec.labels_of(example))
         raise DataError(
             f"{first.source}: label {label!r} has {rows} rows, the first of them here; expected at least {minimum}; "
             "add rows, merge the label, or lower data.min_rows_per_label"
         )
-    return sorted(counts)
 
 
 def _find(data: Data, name: str) -> Path:
@@ -165,32 +155,6 @@ def _find_in(folder: Path, name: str) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{folder}: found {', '.join(path.name for path in found)}; expected one {name} file")
     return found[0] if found else None
-
-
-def _text(row: dict[str, Any], column: str, source: str) -> str:
-    value = _value(row, column, source)
-    if not isinstance(value, str):
-        raise DataError(f"{source}: column {column!r} holds {value!r}; expected text")
-    if not value.strip():
-        raise DataError(f"{source}: column {column!r} is empty; expected a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
-        raise DataError(f"{source}: column {column!r} holds half a character at {error.start}") from error
-    return value
-
-
-def _label(row: dict[str, Any], column: str, source: str) -> str:
-    value = _value(row, column, source)
-    if type(value) is int:
-        return str(value)
-    return _text(row, column, source).strip()
-
-
-def _value(row: dict[str, Any], column: str, source: str) -> Any:
-    if column not in row:
-        raise DataError(f"{source}: no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
-    return row[column]
 
 
 def _decode(path: Path) -> str:

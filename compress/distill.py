@@ -1,4 +1,4 @@
-"""Stage two: teach the student the teacher's logits."""
+"""Stage: teach the student what the teacher says."""
 
 from pathlib import Path
 from typing import Any
@@ -6,60 +6,88 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compress import teacher
+from compress import targets, teacher
+from compress.batches import Batch, TrainingSet
 from compress.errors import ModelError
 from compress.losses import distillation_loss
-from compress.models import check_same_vocabulary, load_classifier, resolve_model, take_layers
+from compress.models import load_classifier
+from compress.qat import fake_quantized
 from compress.recipe import Distill
 from compress.stage import CHECKPOINTS, Run
-from compress.train import Batch, Loss, TrainingSet, train
-from service.engine.tokenization import Tokenizer
+from compress.student import inside_loss, make_student
+from compress.train import Beside, Loss, train
 
-MODEL = "model"
+TOKENIZER, MODEL = "tokenizer.json", "model"
+_QAT_RATE = 0.1
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write `model/`: the student of the best epoch."""
-    recipe, splits = run.recipe, run.splits
+    """Write `model/`, the student of the best epoch, and its `tokenizer.json`."""
+    recipe, splits, spec = run.recipe, run.splits, run.spec
     source = run.folder("teacher")
-    tokenizer = Tokenizer(source / teacher.TOKENIZER, recipe.data.max_length)
-    from_teacher = recipe.student.init == "teacher"
-    reference = str(source / teacher.MODEL) if from_teacher else resolve_model(recipe.student.init, run.recipe_folder)
-    encoder = load_classifier(reference, splits.labels, recipe.seed, keep_head=from_teacher)
-    student = take_layers(encoder, recipe.student.layers, splits.labels, recipe.seed)
-    del encoder
-    if not from_teacher:
-        check_same_vocabulary(reference, tokenizer)
-    teacher.check_max_length(student, recipe.data.max_length, reference)
-    data = teacher.labeled_set(tokenizer, [*splits.train, *splits.unlabeled], splits.labels)
-    logits = np.load(source / teacher.LOGITS)
+    model = load_classifier(str(source / teacher.MODEL), splits.labels, recipe.seed, spec, keep_head=True)
+    student, tokenizer = make_student(run, model, source / teacher.TOKENIZER, folder / TOKENIZER)
+    inside = inside_loss(run, student, model)
+    beside = None if inside is None else Beside(inside, model)
+    examples = targets.transfer_set(run, run.folder("targets"))
+    logits = np.load(run.folder("targets") / targets.LOGITS, mmap_mode="r")
+    data = TrainingSet(spec.encode(tokenizer, examples, splits.labels), logits)
+    validate = teacher.validation_score(spec, tokenizer, splits.validation, splits.labels)
+    options: dict[str, Any] = {
+        "pad_id": tokenizer.pad_id,
+        "console": run.console,
+        "metric": spec.metric,
+    }
+    loss, config = distillation(recipe.distill, multi_label=spec.multi_label), recipe.distill
     summary = train(
         student,
-        TrainingSet(data.encodings, data.labels, logits),
-        _loss(recipe.distill),
-        teacher.accuracy_on(teacher.labeled_set(tokenizer, splits.validation, splits.labels), tokenizer.pad_id),
-        recipe.distill,
-        pad_id=tokenizer.pad_id,
+        data,
+        loss,
+        validate,
+        config,
         seed=recipe.seed + 1,  # not the order of batches that the teacher saw
-        folder=folder / CHECKPOINTS,
-        console=run.console,
+        folder=folder / CHECKPOINTS / "float",
         title="distilling",
+        beside=beside,
+        **options,
     )
+    if config.quantization_aware_epochs:
+        changed = {
+            "epochs": config.quantization_aware_epochs,
+            "learning_rate": config.learning_rate * _QAT_RATE,
+        }
+        bits, tables = recipe.quantize.weight_bits, recipe.quantize.embeddings
+        with fake_quantized(student, weight_bits=bits, embeddings=tables):
+            aware = train(
+                student,
+                data,
+                loss,
+                validate,
+                config.model_copy(update=changed),
+                seed=recipe.seed + 2,
+                folder=folder / CHECKPOINTS / "quantized",
+                title="quantization-aware",
+                **options,
+            )
+        summary |= {"quantization_aware": aware}
     teacher.save_model(student, folder / MODEL)
-    return {"parameters": teacher.count_parameters(student), **summary}
+    return {"parameters": teacher.count_parameters(student), "texts": len(examples), **summary}
 
 
-def _loss(config: Distill) -> Loss:
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
+def distillation(config: Distill, *, multi_label: bool) -> Loss:
+    """Return the loss on logits that a recipe asks for."""
+
+    def loss(rows: Tensor, batch: Batch) -> Tensor:
         if batch.teacher_logits is None:
             raise ModelError("distillation needs the teacher's logits")
         return distillation_loss(
-            logits,
+            rows,
             batch.teacher_logits,
-            batch.labels,
+            batch.targets,
             kind=config.loss,
             temperature=config.temperature,
             hard_label_weight=config.hard_label_weight,
+            multi_label=multi_label,
         )
 
     return loss

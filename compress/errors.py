@@ -11,6 +11,8 @@ CompressError
 └── GateError        no variant kept enough quality to be shipped
 """
 
+from typing import Any
+
 
 class CompressError(Exception):
     """Compressing failed for a reason the user can act on; the message says which."""
@@ -45,4 +47,8 @@ class EvaluationError(CompressError):
 
 
 class GateError(CompressError):
-    """No variant kept enough quality to be shipped."""
+    """No variant kept enough quality to be shipped; `table` shows what failed, for a terminal."""
+
+    def __init__(self, message: str, table: Any = None) -> None:
+        super().__init__(message)
+        self.table = table

@@ -32,7 +32,7 @@ def fuse_attention(graph: Graph, heads: int) -> int:
         last, sources = match
         if not fused:
             graph.insert_before(graph.nodes[0], [graph.node("Cast", [_MASK], mask, to=TensorProto.INT32)])
-        split = [_without_bias(graph, source) for source in sources]
+        split = [without_bias(graph, source) for source in sources]
         biases = [bias for _, bias in split if bias is not None]
         inputs, joined = sources, ""
         if len(biases) == len(split):  # MultiHeadAttention adds the three biases itself
@@ -120,7 +120,7 @@ def _is_padding_mask(graph: Graph, name: str) -> bool:
     return _MASK in seen
 
 
-def _without_bias(graph: Graph, name: str) -> tuple[str, Any]:
+def without_bias(graph: Graph, name: str) -> tuple[str, Any]:
     """Split Add(product, bias) into the product's name and the bias (H,); other tensors have none."""
     node = graph.producer(name)
     if node is not None and node.op_type == "Add":
@@ -133,8 +133,8 @@ def _without_bias(graph: Graph, name: str) -> tuple[str, Any]:
 
 def _projection(graph: Graph, name: str) -> NodeProto | None:
     """Return the MatMul with a constant matrix behind `name`, across a bias."""
-    node = graph.producer(_without_bias(graph, name)[0])
-    return node if node is not None and _multiplies_constant(graph, node) else None
+    node = graph.producer(without_bias(graph, name)[0])
+    return node if node is not None and multiplies_constant(graph, node) else None
 
 
 def _row_wise_region(graph: Graph, gather: NodeProto, stop: set[str]) -> list[NodeProto] | None:
@@ -146,7 +146,7 @@ def _row_wise_region(graph: Graph, gather: NodeProto, stop: set[str]) -> list[No
         node = graph.producer(name)
         if name in stop or graph.constant(name) is not None or (node is not None and _contains(region, node)):
             continue
-        if node is None or not (node.op_type in _ROW_WISE or _multiplies_constant(graph, node)):
+        if node is None or not (node.op_type in _ROW_WISE or multiplies_constant(graph, node)):
             return None
         region.append(node)
         pending += node.input
@@ -160,7 +160,8 @@ def _contains(nodes: list[NodeProto], node: NodeProto) -> bool:
     return any(other is node for other in nodes)  # == would compare whole messages
 
 
-def _multiplies_constant(graph: Graph, node: NodeProto) -> bool:
+def multiplies_constant(graph: Graph, node: NodeProto) -> bool:
+    """Whether a node is a MatMul with a constant matrix."""
     return node.op_type == "MatMul" and graph.weight(node.input[1]) is not None
 
 

@@ -46,6 +46,10 @@ class Graph:
         """Return the nodes that read `name`."""
         return self._consumers().get(name, [])
 
+    def is_output(self, name: str) -> bool:
+        """Whether `name` is an output of the model."""
+        return any(output.name == name for output in self.model.graph.output)
+
     def add_weight(self, name: str, value: np.ndarray[Any, Any] | np.generic) -> str:
         """Add an initializer (once) and return its name."""
         if name not in self._weights:

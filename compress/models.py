@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from bundle import sha256_file
 from compress.errors import ModelError
+from compress.tasks import TaskSpec
 from service.engine.tokenization import Tokenizer
 
 PACKAGE_PREFIX = "package:"
@@ -46,35 +47,42 @@ def model_identity(reference: str, folder: Path) -> Any:
     return {path.name: sha256_file(path) for path in files}
 
 
-def load_classifier(reference: str, labels: list[str], seed: int, *, keep_head: bool) -> nn.Module:
-    """Load a sequence classifier in float32 with these labels, in this order.
+def load_classifier(reference: str, labels: list[str], seed: int, spec: TaskSpec, *, keep_head: bool) -> nn.Module:
+    """Load a classifier for the task in float32 with these labels, in this order.
 
     `keep_head` says the model is already fine-tuned: its own labels must then be the data's (in any order; the head
     is rearranged). Otherwise a head is made from `seed`. Raises ModelError.
     """
     torch.manual_seed(seed)
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    try:
-        if not keep_head:
-            return _loaded(
-                AutoModelForSequenceClassification.from_pretrained(
-                    reference, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32, **names
-                )
-            )
-        model = AutoModelForSequenceClassification.from_pretrained(reference, dtype=torch.float32)
-    except Exception as error:  # transformers, safetensors and torch raise many kinds
-        raise ModelError(
-            f"{reference}: cannot be loaded as a sequence classifier: {_first_line(error)}; expected a local folder, "
-            f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
-        ) from error
+    names = label_names(labels)
+    if not keep_head:
+        options = {"num_labels": len(labels), "ignore_mismatched_sizes": True, "problem_type": spec.problem_type}
+        return _from_pretrained(reference, spec, **options, **names)
+    model: Any = _from_pretrained(reference, spec)
     found = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if sorted(found) != sorted(labels):
         raise ModelError(
             f"{reference}: its labels are {found}, the data's are {labels}; rename the labels, or set "
             "teacher.fine_tune to train a new head"
         )
-    _reorder_head(model, [found.index(label) for label in labels], names)
-    return _loaded(model)
+    _reorder_head(model, [found.index(label) for label in labels])
+    model.config.update(names | {"problem_type": spec.problem_type})
+    return _evaluating(model)
+
+
+def label_names(labels: list[str]) -> dict[str, Any]:
+    """Return what a transformers configuration calls the labels."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def _from_pretrained(reference: str, spec: TaskSpec, **options: Any) -> nn.Module:
+    try:
+        return _evaluating(spec.model_class.from_pretrained(reference, dtype=torch.float32, **options))
+    except Exception as error:  # transformers, safetensors and torch raise many kinds
+        raise ModelError(
+            f"{reference}: cannot be loaded for {spec.task}: {_first_line(error)}; expected a local folder, "
+            f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
+        ) from error
 
 
 def load_tokenizer(reference: str) -> Any:
@@ -106,6 +114,27 @@ def check_same_vocabulary(reference: str, tokenizer: Tokenizer) -> None:
         )
 
 
+def check_max_length(model: nn.Module, max_length: int, reference: str) -> None:
+    """Raise ModelError when the model has no positions for `max_length` tokens."""
+    config: Any = model.config
+    # RoBERTa-like models number positions from pad_token_id + 1
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    limit = config.max_position_embeddings - offset
+    if max_length > limit:
+        raise ModelError(f"data.max_length is {max_length}, but {reference} takes at most {limit} tokens")
+
+
+def check_vocabulary_size(model: nn.Module, tokenizer: Tokenizer, reference: str) -> None:
+    """Raise ModelError when the tokenizer can give an id for which the model has no embedding."""
+    config: Any = model.config
+    largest = max(tokenizer.vocabulary().values())
+    if largest >= config.vocab_size:
+        raise ModelError(
+            f"{reference}: its tokenizer gives ids up to {largest}, but the model has embeddings for "
+            f"{config.vocab_size}; expected the tokenizer that belongs to the model"
+        )
+
+
 def take_layers(model: nn.Module, layers: int | tuple[int, ...], labels: list[str], seed: int) -> nn.Module:
     """Return a new classifier with some layers of `model` and everything else copied.
 
@@ -122,16 +151,15 @@ def take_layers(model: nn.Module, layers: int | tuple[int, ...], labels: list[st
     config = AutoConfig.for_model(**{**source.config.to_dict(), "num_hidden_layers": len(kept)})
     torch.manual_seed(seed)
     try:
-        student = AutoModelForSequenceClassification.from_config(config)
+        student = type(source)(config)
         student.load_state_dict(_renumbered(source, kept))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             f"layers of a model of type {source.config.model_type!r} cannot be taken: {_first_line(error)}; expected "
             "an encoder like BERT, RoBERTa, ELECTRA, MPNet or DistilBERT"
         ) from error
-    student.config.id2label = dict(enumerate(labels))
-    student.config.label2id = {label: index for index, label in enumerate(labels)}
-    return _loaded(student)
+    student.config.update(label_names(labels))
+    return _evaluating(student)
 
 
 def evenly_spaced(number: int, count: int) -> list[int]:
@@ -155,16 +183,15 @@ def _renumbered(model: Any, kept: list[int]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _reorder_head(model: Any, order: list[int], names: dict[str, Any]) -> None:
+def _reorder_head(model: Any, order: list[int]) -> None:
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
         head.weight.copy_(head.weight[order].clone())
         if head.bias is not None:
             head.bias.copy_(head.bias[order].clone())
-    model.config.id2label, model.config.label2id = names["id2label"], names["label2id"]
 
 
-def _loaded(model: Any) -> nn.Module:
+def _evaluating(model: Any) -> nn.Module:
     module: nn.Module = model
     return module.eval()
 

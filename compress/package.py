@@ -1,137 +1,231 @@
-"""Stage six: gate the variants, record golden scores, write the bundle."""
+"""Last stage: hold the variants against the gate, record golden scores, write the bundle."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bundle import LAYOUT, GoldenInput, Manifest, Task, Variant, write_bundle
-from bundle.manifest import Lineage, StageMetrics
-from compress import evaluate, export, quantize, teacher
+from bundle import LAYOUT, Bundle, GoldenInput, Manifest, Task, Variant, write_bundle
+from bundle.manifest import BaselineMetrics, Lineage, StageMetrics
+from compress import distill, evaluate, export, search
+from compress.calibrate import read_fitted
+from compress.confidence import Fitted
 from compress.errors import GateError
+from compress.examples import Example
+from compress.gate import Check, Measured, SliceDrop, check_gate, failures_table, reasons
 from compress.machine import describe_machine
+from compress.measure import STUDENT
 from compress.recipe import Gate
 from compress.report import model_card
 from compress.stage import Run, library_versions, write_atomic
-from compress.tasks import SPECS
+from compress.tasks import TaskSpec
 from service.engine.postprocess import activate
 from service.engine.session import Session
 from service.engine.tokenization import Tokenizer, pad
 
 BUNDLE = "bundle"
-TOLERANCES = {"fp32": 1e-4, "int8": 2e-2}
+TOLERANCES = {"float32": 1e-4, "int8": 2e-2, "float16": 2e-2}
 """Largest change of a golden score between machines: float32 sums in another order; INT8 kernels differ by CPU."""
-_TEMPERATURE = 1.0
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# ONNX Runtime has no CUDA kernels for graphs quantised at run time: INT8 would be slower than float there
+_PROVIDERS = {"int8": (_CPU,), "float32": (_CPU, _CUDA), "float16": (_CUDA,)}
+_NAMES = {evaluate.INT8: ("int8", "int8"), STUDENT: ("fp32", "float32"), evaluate.FP16: ("fp16", "float16")}
+"""Stage of the metrics -> name and dtype of the variant, in the order of the manifest."""
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write the bundle to `OUT/bundle` and its manifest's hash to `manifest.sha256`; raises GateError."""
     recipe = run.recipe
-    metrics = {row.stage: row for row in evaluate.read_metrics(run.folder("evaluate"))}
-    variants = [
-        _variant("int8", "int8", metrics[evaluate.INT8], metrics[evaluate.TEACHER], recipe.gate),
-        _variant("fp32", "float32", metrics[evaluate.STUDENT], metrics[evaluate.TEACHER], recipe.gate),
-    ]
-    if not any(variant.gate_passed for variant in variants):
-        found = "\n".join(f"  {variant.name}: {variant.gate_reason}" for variant in variants)
+    metrics = evaluate.read_metrics(run.folder("evaluate"))
+    variants = judged(metrics, recipe.gate, run.spec, force=run.force)
+    if not any(variant.servable for variant in variants):
+        advice = "Train longer, keep more layers, add unlabeled text or augment it, or loosen the gate"
         raise GateError(
-            f"no variant passed the gate:\n{found}\nTrain longer, keep more layers, add unlabeled text, or loosen the "
-            f"gate{_left_over(run.out / BUNDLE)}"
+            refusal(variants, run.out / BUNDLE, advice), failures_table(all_checks(metrics, recipe.gate, run.spec))
         )
-    models = {"int8": run.folder("quantize") / quantize.MODEL, "fp32": run.folder("export") / export.STUDENT}
-    sessions = {name: Session(path, labels=len(run.splits.labels)) for name, path in models.items()}
-    manifest = Manifest(
-        name=recipe.name,
-        version=recipe.version,
-        task=recipe.task,
-        labels=tuple(run.splits.labels),
-        activation=SPECS[recipe.task].activation,
-        max_length=recipe.data.max_length,
-        input_names=sessions["fp32"].input_names,
-        output_name=sessions["fp32"].output_name,
-        temperature=_TEMPERATURE,
-        text_pair=recipe.task is Task.PAIR,
-        variants=tuple(variants),
-        metrics=tuple(metrics.values()),
-        lineage=Lineage(
-            recipe=recipe.model_dump(mode="json"),
-            data=run.splits.fingerprints(),
-            seeds={"seed": recipe.seed},
-            library_versions=library_versions(),
-            machine=describe_machine(),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-        files={},
+    by_dtype = {
+        "int8": run.folder("quantize") / search.MODEL,
+        "float32": run.folder("export") / export.STUDENT,
+        "float16": run.folder("quantize") / search.HALF_MODEL,
+    }
+    lineage = Lineage(
+        recipe=recipe.model_dump(mode="json"),
+        data=run.splits.fingerprints(),
+        overlap=run.splits.overlap(),
+        seeds={"seed": recipe.seed},
+        library_versions=library_versions(),
+        machine=describe_machine(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    tokenizer = run.folder("teacher") / teacher.TOKENIZER
-    golden = golden_lines(run, sessions, Tokenizer(tokenizer, recipe.data.max_length))
-    files: dict[str, Path | bytes] = {LAYOUT.model(name): path for name, path in models.items()}
-    files |= {LAYOUT.tokenizer: tokenizer, LAYOUT.golden: golden}
-    files[LAYOUT.card] = model_card(manifest, {name: _size(source) for name, source in files.items()}).encode()
     for leftover in run.out.glob(f".{BUNDLE}.*"):  # of a run that was killed while it wrote; we hold the folder
         shutil.rmtree(leftover)
-    bundle = write_bundle(run.out / BUNDLE, manifest, files)
+    bundle = assemble(
+        run.out / BUNDLE,
+        run.spec,
+        name=recipe.name,
+        version=recipe.version,
+        labels=run.splits.labels,
+        models={variant.name: by_dtype[variant.dtype] for variant in variants},
+        variants=variants,
+        fitted=read_fitted(run.folder("calibrate"), "student"),
+        tokenizer=run.folder("distill") / distill.TOKENIZER,
+        max_length=recipe.data.max_length,
+        golden=drawn(run.splits.test, recipe.evaluate.golden_inputs, recipe.seed),
+        metrics=metrics,
+        baselines=evaluate.read_baselines(run.folder("evaluate")),
+        lineage=lineage,
+    )
     write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
     return {"bundle": str(bundle.folder.name), "gate_passed": [v.name for v in variants if v.gate_passed]}
 
 
-def golden_lines(run: Run, sessions: dict[str, Session], tokenizer: Tokenizer) -> bytes:
-    """Return `golden.jsonl`: test texts drawn by seed, each run alone through every variant."""
-    test = run.splits.test
-    chosen = np.random.default_rng(run.recipe.seed).permutation(len(test))[: run.recipe.evaluate.golden_inputs]
-    activation = SPECS[run.recipe.task].activation
-    lines = []
-    for example in (test[index] for index in sorted(chosen)):
-        arrays = pad(tokenizer.encode([example.input]), tokenizer.pad_id)
-        scores = {
-            name: tuple(float(score) for score in activate(session.run(arrays), activation, _TEMPERATURE)[0])
-            for name, session in sessions.items()
-        }
-        golden = GoldenInput(text=example.text, text_pair=example.text_pair, label=example.label, scores=scores)
-        lines.append(golden.model_dump_json())
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _variant(name: str, dtype: str, own: StageMetrics, reference: StageMetrics, gate: Gate) -> Variant:
-    providers = ("CPUExecutionProvider",) if name == "int8" else ("CPUExecutionProvider", "CUDAExecutionProvider")
-    reasons = _gate_reasons(name, own, reference, gate)
-    return Variant(
+def assemble(
+    target: Path,
+    spec: TaskSpec,
+    *,
+    name: str,
+    version: str,
+    labels: Sequence[str],
+    models: Mapping[str, Path],
+    variants: Sequence[Variant],
+    fitted: Fitted,
+    tokenizer: Path,
+    max_length: int,
+    golden: Sequence[Example],
+    metrics: Sequence[StageMetrics],
+    baselines: Sequence[BaselineMetrics],
+    lineage: Lineage,
+) -> Bundle:
+    """Write a bundle of these variants, with the golden scores they have here; raises BundleError and OSError."""
+    sessions = {variant: Session(path, labels=len(labels)) for variant, path in models.items()}
+    first = sessions[variants[0].name]
+    thresholds = None if fitted.thresholds is None else dict(zip(labels, fitted.thresholds, strict=True))
+    manifest = Manifest(
         name=name,
-        file=LAYOUT.model(name),
+        version=version,
+        task=spec.task,
+        labels=tuple(labels),
+        activation=spec.activation,
+        max_length=max_length,
+        input_names=first.input_names,
+        output_name=first.output_name,
+        temperature=fitted.temperature,
+        thresholds=thresholds,
+        abstention=None if fitted.abstention is None else vars(fitted.abstention),
+        text_pair=spec.task is Task.PAIR,
+        tag_scheme=spec.tag_scheme(labels),
+        variants=tuple(variants),
+        metrics=tuple(metrics),
+        baselines=tuple(baselines),
+        lineage=lineage,
+        files={},
+    )
+    files: dict[str, Path | bytes] = {LAYOUT.model(variant): path for variant, path in models.items()}
+    files[LAYOUT.tokenizer] = tokenizer
+    files[LAYOUT.golden] = golden_lines(golden, spec, fitted.temperature, sessions, Tokenizer(tokenizer, max_length))
+    files[LAYOUT.card] = model_card(manifest, {file: _size(source) for file, source in files.items()}).encode()
+    return write_bundle(target, manifest, files)
+
+
+def judged(metrics: Sequence[StageMetrics], gate: Gate, spec: TaskSpec, *, force: bool) -> list[Variant]:
+    """Return the variants with what the gate says of each."""
+    checks = all_checks(metrics, gate, spec)
+    rows = {row.stage: row for row in metrics}
+    exact = {stage: _exact(row) for stage, row in rows.items()}
+    variants = []
+    for stage, (name, dtype) in _NAMES.items():
+        if stage not in rows:
+            continue
+        failed = reasons([check for check in checks if check.variant == name])
+        variants.append(
+            Variant(
+                name=name,
+                file=LAYOUT.model(name),
+                dtype=dtype,
+                execution_providers=_PROVIDERS[dtype],
+                golden_tolerance=TOLERANCES[dtype],
+                batch_invariant=exact[stage],
+                gate_passed=not failed,
+                gate_reason="; ".join(failed) or None,
+                forced=force and bool(failed),
+            )
+        )
+    return variants
+
+
+def refusal(variants: Sequence[Variant], target: Path, advice: str) -> str:
+    """Return why there is no bundle when no variant can be served."""
+    found = "\n".join(f"  {variant.name}: {variant.gate_reason}" for variant in variants)
+    left = f". {target} is an earlier run's and was left as it is" if target.exists() else ""
+    return f"no variant passed the gate:\n{found}\n{advice}; --force writes the bundle all the same, and marks it{left}"
+
+
+def all_checks(metrics: Sequence[StageMetrics], gate: Gate, spec: TaskSpec) -> list[Check]:
+    """Return every limit held against every variant; what could not be measured is not judged."""
+    rows = {row.stage: row for row in metrics}
+    checks: list[Check] = []
+    for stage, (name, dtype) in _NAMES.items():
+        if stage in rows:
+            checks += check_gate(gate, measured(rows[stage], name, dtype, spec))
+    return checks
+
+
+def measured(row: StageMetrics, name: str, dtype: str, spec: TaskSpec) -> Measured:
+    """Return a row of the metrics in the form the gate reads."""
+    quality = row.quality
+    return Measured(
+        variant=name,
         dtype=dtype,
-        # ONNX Runtime has no CUDA kernels for graphs quantised at run time: INT8 would be slower than float there
-        execution_providers=providers,
-        golden_tolerance=TOLERANCES[name],
-        batch_invariant=own.batch_invariance is not None and own.batch_invariance.bit_equal,
-        gate_passed=not reasons,
-        gate_reason="; ".join(reasons) or None,
+        metric=spec.metric,
+        quality_drop=quality.drop if quality else None,
+        recall_drops=quality.recall_drops if quality else {},
+        slice_drops={
+            part: SliceDrop(found.texts, found.drop)
+            for part, found in (quality.slices if quality else {}).items()
+            if found.drop is not None
+        },
+        label_flips=row.label_flips,
+        batch_invariance=row.batch_invariance,
+        calibration_error=quality.calibration.expected_error if quality else None,
+        onnx_bytes=row.onnx_bytes,
+        latency_ms=row.latency_ms.batch_1.median_ms if row.latency_ms else None,
     )
 
 
-def _gate_reasons(name: str, own: StageMetrics, reference: StageMetrics, gate: Gate) -> list[str]:
-    """Return what keeps a variant from being served, with what was found and what was expected."""
-    reasons = []
-    lowest = reference.accuracy.value - gate.max_accuracy_drop
-    if own.accuracy.value < lowest:
-        reasons.append(
-            f"accuracy {own.accuracy.value:.4f}, expected at least {lowest:.4f} (teacher "
-            f"{reference.accuracy.value:.4f} less gate.max_accuracy_drop {gate.max_accuracy_drop:g})"
-        )
-    if own.agreement < gate.min_agreement:
-        reasons.append(
-            f"{own.agreement:.1%} of the labels equal the FP32 student's, expected at least gate.min_agreement "
-            f"{gate.min_agreement:.1%}"
-        )
-    invariance = own.batch_invariance
-    if name == "int8" and invariance is not None and not invariance.bit_equal:
-        reasons.append(f"logits change by up to {invariance.max_difference:.1e} among batch mates, expected no change")
-    return reasons
+def drawn(examples: Sequence[Example], number: int, seed: int) -> list[Example]:
+    """Return some examples, drawn by seed, in their order."""
+    chosen = np.random.default_rng(seed).permutation(len(examples))[:number]
+    return [examples[index] for index in sorted(chosen)]
 
 
-def _left_over(bundle: Path) -> str:
-    return f". {bundle} is an earlier run's and was left as it is" if bundle.exists() else ""
+def golden_lines(
+    examples: Sequence[Example],
+    spec: TaskSpec,
+    temperature: float,
+    sessions: Mapping[str, Session],
+    tokenizer: Tokenizer,
+) -> bytes:
+    """Return `golden.jsonl`: each text run alone through every variant."""
+    lines = []
+    for example in examples:
+        arrays = pad(tokenizer.encode([example.input]), tokenizer.pad_id)
+        scores = {}
+        for name, session in sessions.items():
+            logits = session.run(arrays)
+            rows = activate(logits.reshape(-1, logits.shape[-1]), spec.activation, temperature)
+            scores[name] = tuple(float(score) for score in rows.ravel())
+        label = None if example.target is None else spec.target_text(example)
+        lines.append(
+            GoldenInput(text=example.text, text_pair=example.text_pair, label=label, scores=scores).model_dump_json()
+        )
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _exact(row: StageMetrics) -> bool:
+    return row.batch_invariance is not None and row.batch_invariance.bit_equal
 
 
 def _size(source: Path | bytes) -> int:

@@ -2,8 +2,9 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,82 +12,163 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from bundle import LAYOUT, Bundle, BundleError, check_target, open_bundle
-from compress import distill, evaluate, export, package, quantize, teacher
+from compress import calibrate, distill, evaluate, export, package, search, targets, teacher, worth
+from compress.batches import autocast_dtype, best_device
 from compress.errors import CompressError
 from compress.models import model_identity
-from compress.recipe import load_recipe
-from compress.report import stage_table
-from compress.stage import Run, run_stage
-from compress.train import autocast_dtype, best_device
+from compress.recipe_file import load_recipe
+from compress.report import stage_table, wording, worth_lines
+from compress.slices import by_column
+from compress.stage import Run, StageFunction, run_stage
 
 
-def compress(recipe_path: Path, overrides: list[str], out: Path | None, console: Console) -> Bundle:
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    reads: Callable[[Run], Any]
+    """What decides its outcome; it runs anew when that has changed."""
+    work: StageFunction
+
+
+def compress(
+    recipe_path: Path, overrides: list[str], out: Path | None, console: Console, force: bool = False
+) -> Bundle:
     """Run a recipe and return the bundle in `OUT/bundle`; a run that was killed goes on where it was.
 
-    `out` is by default `runs/NAME` under the current folder. Raises CompressError, and BundleError when the bundle
-    cannot be written.
+    `out` is by default `runs/NAME` under the current folder. Raises CompressError (GateError when no variant kept
+    enough, unless `force`), and BundleError when the bundle cannot be written.
     """
     recipe = load_recipe(recipe_path, overrides)
-    run = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {})
+    run = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {}, force)
     check_target(run.out / package.BUNDLE)
     with _alone(run.out):
-        _quiet_libraries()
-        data = run.splits.fingerprints()
-        console.print(
-            f"{recipe.name}: {len(run.splits.labels)} labels; "
-            + ", ".join(f"{data[name].rows} {name}" for name in data)
-            + " rows",
-            soft_wrap=True,
-        )
-        seen = {name: data[name] for name in ("train", "validation", "unlabeled")}
-        common = {"seed": recipe.seed, "max_length": recipe.data.max_length, "labels": run.splits.labels}
-        files = run.files
-        computes = {"precision": str(autocast_dtype("auto", best_device())), "device": best_device().type}
-        run_stage(
-            run,
-            "teacher",
-            common
-            | {"data": seen, "recipe": _outcome(recipe.teacher), "computes": computes}
-            | {"model": _identity(run, recipe.teacher.model)},
-            teacher.run,
-        )
-        init = recipe.student.init
-        run_stage(
-            run,
-            "distill",
-            common
-            | {"data": seen, "recipe": [recipe.student, _outcome(recipe.distill)], "computes": computes}
-            | {"teacher": files("teacher")}
-            | {"model": None if init == "teacher" else _identity(run, init)},
-            distill.run,
-        )
-        run_stage(run, "export", {"recipe": recipe.export, "models": [files("teacher"), files("distill")]}, export.run)
-        run_stage(run, "quantize", {"recipe": recipe.quantize, "model": files("export")}, quantize.run)
-        run_stage(
-            run,
-            "evaluate",
-            common
-            | {
-                "data": data,
-                "recipe": recipe.evaluate,
-                "models": [files(name) for name in ("teacher", "export", "quantize")],
-            },
-            evaluate.run,
-        )
-        _forget_lost_bundle(run)
-        run_stage(
-            run,
-            "package",
-            {"recipe": recipe, "data": data, "all": {name: run.files(name) for name in run.reports}},
-            package.run,
-        )
-        console.print(stage_table(evaluate.read_metrics(run.folder("evaluate")), f"{recipe.name}: test split"))
+        quiet_libraries()
+        _introduce(run)
+        run_until(run, "package")
         bundle = open_bundle(run.out / package.BUNDLE)
-        for variant in bundle.manifest.variants:
-            if not variant.gate_passed:
-                text = f"Variant {variant.name} did not pass the gate and will not be served: {variant.gate_reason}"
-                console.print(text, style="yellow", markup=False, soft_wrap=True)
+        show(bundle, console, "test split")
         return bundle
+
+
+def run_until(run: Run, last: str) -> None:
+    """Run the stages up to the one called `last`, or take over what was finished earlier."""
+    for stage in _stages(run):
+        if stage.name == "package":
+            _forget_lost_bundle(run)
+        run_stage(run, stage.name, stage.reads(run), stage.work)
+        if stage.name == last:
+            return
+
+
+def _stages(run: Run) -> list[_Stage]:
+    baselines = [_Stage("baselines", _read_by_baselines, worth.run)] if run.recipe.evaluate.baselines else []
+    return [
+        _Stage("teacher", _read_by_teacher, teacher.run),
+        _Stage("targets", _read_by_targets, targets.run),
+        _Stage("distill", _read_by_distill, distill.run),
+        _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), run.files("distill")], export.run),
+        _Stage("calibrate", _read_by_calibrate, calibrate.run),
+        _Stage("quantize", _read_by_quantize, search.run),
+        *baselines,
+        _Stage("evaluate", _read_by_evaluate, evaluate.run),
+        _Stage("package", _read_by_package, package.run),
+    ]
+
+
+def _common(run: Run) -> dict[str, Any]:
+    """What most stages read."""
+    recipe = run.recipe
+    data = run.splits.fingerprints()
+    return {
+        "task": recipe.task,
+        "seed": recipe.seed,
+        "max_length": recipe.data.max_length,
+        "labels": run.splits.labels,
+        "data": {name: data[name] for name in ("train", "validation", "unlabeled")},
+        "computes": {"precision": str(autocast_dtype("auto", best_device())), "device": best_device().type},
+    }
+
+
+def _read_by_teacher(run: Run) -> Any:
+    teacher_recipe = run.recipe.teacher
+    return _common(run) | {"recipe": _outcome(teacher_recipe), "model": _identity(run, teacher_recipe.model)}
+
+
+def _read_by_targets(run: Run) -> Any:
+    config = run.recipe.distill
+    return _common(run) | {"teacher": run.files("teacher"), "recipe": [config.augment, config.unlabeled_share]}
+
+
+def _read_by_distill(run: Run) -> Any:
+    recipe = run.recipe
+    model = None if recipe.student.init == "teacher" else _identity(run, recipe.student.init)
+    aware = recipe.distill.quantization_aware_epochs > 0
+    rounding = [recipe.quantize.weight_bits, recipe.quantize.embeddings] if aware else []
+    return _common(run) | {
+        "recipe": [recipe.student, _outcome(recipe.distill), rounding],
+        "teacher": [run.files("teacher"), run.files("targets")],
+        "model": model,
+    }
+
+
+def _read_by_calibrate(run: Run) -> Any:
+    return _common(run) | {"recipe": run.recipe.calibrate, "models": run.files("export")}
+
+
+def _read_by_quantize(run: Run) -> Any:
+    recipe = run.recipe
+    return _common(run) | {
+        "recipe": [recipe.quantize, recipe.gate, recipe.evaluate],
+        "models": [run.files("export"), run.files("calibrate")],
+    }
+
+
+def _read_by_baselines(run: Run) -> Any:
+    return _read_by_distill(run) | {"test": run.splits.fingerprints()["test"]}
+
+
+def _read_by_evaluate(run: Run) -> Any:
+    models = [
+        run.files(name) for name in ("teacher", "export", "calibrate", "quantize", "baselines") if name in run.reports
+    ]
+    return _common(run) | {
+        "test": run.splits.fingerprints()["test"],
+        "slices": [run.recipe.data.columns.slice, [example.slice for example in run.splits.test]],
+        "recipe": run.recipe.evaluate,
+        "models": models,
+    }
+
+
+def _read_by_package(run: Run) -> Any:
+    everything = {name: run.files(name) for name in run.reports if name != "package"}
+    return {"recipe": run.recipe, "data": run.splits.fingerprints(), "all": everything, "force": run.force}
+
+
+def _introduce(run: Run) -> None:
+    splits = run.splits
+    rows = ", ".join(f"{split.rows} {name}" for name, split in splits.fingerprints().items())
+    column = run.recipe.data.columns.slice
+    if column is not None:  # refused now, not after the training
+        by_column(column, [example.slice for example in splits.test])
+    run.console.print(f"{run.recipe.name}: {len(splits.labels)} labels; {rows} rows", soft_wrap=True)
+    for pair, shared in splits.overlap().items():
+        if shared:
+            own, other = pair.split(" in ")
+            text = f"Warning: texts of {own} that stand in {other}, too: {shared}; quality on them may flatter"
+            run.console.print(text, style="yellow", soft_wrap=True)
+
+
+def show(bundle: Bundle, console: Console, what: str) -> None:
+    """Print what was measured, what the baselines do, and what did not pass the gate."""
+    manifest = bundle.manifest
+    console.print(stage_table(manifest.metrics, f"{manifest.name}: {what}", wording(manifest)))
+    for line in worth_lines(manifest.baselines):
+        console.print(line, style="yellow" if "NOT" in line else None, markup=False, soft_wrap=True)
+    for variant in manifest.variants:
+        if not variant.gate_passed:
+            consequence = "is marked as forced" if variant.forced else "will not be served"
+            text = f"Variant {variant.name} did not pass the gate and {consequence}: {variant.gate_reason}"
+            console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def _outcome(part: BaseModel) -> Any:
@@ -110,7 +192,7 @@ def _forget_lost_bundle(run: Run) -> None:
     mark.unlink(missing_ok=True)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep advice meant for people at a prompt of transformers out of our progress."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging

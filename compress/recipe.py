@@ -1,15 +1,11 @@
-"""The recipe: a YAML file read into frozen models that refuse what they do not know."""
+"""The recipe: frozen models that refuse what they do not know."""
 
-import difflib
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bundle.manifest import Name, Task
-from compress.errors import RecipeError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -19,11 +15,17 @@ class _Part(BaseModel):
 
 
 class Columns(_Part):
-    """Names of the columns in the data files."""
+    """Names of the columns in the data files; which are read depends on the task."""
 
     text: str = "text"
-    text_pair: str = "text_pair"
-    label: str = "label"
+    text_pair: str = Field(default="text_pair", description="the second text, task pair")
+    label: str = Field(default="label", description="tasks single-label and pair")
+    labels: str = Field(default="labels", description="a list (in CSV: `a|b`), task multi-label")
+    tokens: str = Field(
+        default="tokens", description="a list of words (in CSV: with spaces), task token-classification"
+    )
+    tags: str = Field(default="tags", description="a tag for each word, such as B-LOC, task token-classification")
+    slice: str | None = Field(default=None, description="any column: quality is reported for each of its values, too")
 
 
 class Split(_Part):
@@ -50,6 +52,9 @@ class Data(_Part):
     file: Path | None = Field(default=None, description="one file, split by seed and stratified by label")
     split: Split = Split()
     columns: Columns = Columns()
+    tag_scheme: Literal["auto", "IOB1", "IOB2", "BIOES"] = Field(
+        default="auto", description="how tags mark where an entity begins; auto finds out; models learn IOB2"
+    )
     max_length: int = Field(default=128, ge=8, description="tokens, specials included; longer texts are cut")
     min_rows_per_label: int = Field(default=8, ge=2, description="training rows that each label must have")
     limit: int | None = Field(default=None, ge=1, description="keep only N rows of each split, drawn by seed")
@@ -86,21 +91,87 @@ class Training(_Part):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="autocast; auto takes a half precision only where this device gains from it"
     )
+    fgm_epsilon: float = Field(default=0.0, ge=0, description="size of adversarial steps on word embeddings; 0: none")
+    r_drop: float = Field(
+        default=0.0, ge=0, description="weight of the KL between two dropout passes (α/2 of R-Drop); 0: none"
+    )
     checkpoint_seconds: float = Field(default=60, ge=0, le=120, description="longest work lost to a kill")
+
+
+class Lora(_Part):
+    """Low-rank adapters: fine-tuning a big teacher in less memory; they are merged into its weights afterwards."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0, description="the adapters' outputs are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FineTune(Training):
+    """How the teacher is fine-tuned."""
+
+    lora: Lora | None = Field(default=None, description="absent: all weights are trained")
+
+    @model_validator(mode="after")
+    def _embeddings_are_trained(self) -> "FineTune":
+        if self.lora is not None and self.fgm_epsilon:
+            raise ValueError("fgm_epsilon needs gradients of the word embeddings, which lora freezes; leave one out")
+        return self
 
 
 class Teacher(_Part):
     """The model to learn from."""
 
     model: str = Field(description="a local folder, a hub id, or package:NAME for an installed package with weights")
-    fine_tune: Training | None = Field(default=None, description="absent: the teacher is used as it is")
+    fine_tune: FineTune | None = Field(default=None, description="absent: the teacher is used as it is")
 
 
 class Student(_Part):
-    """The small model: some layers of a pre-trained encoder."""
+    """The small model: some layers of a pre-trained encoder, perhaps narrower."""
 
     init: str = Field(default="teacher", description="whose layers are taken: teacher, or a model as in teacher.model")
     layers: int | tuple[int, ...] = Field(description="how many layers, evenly spaced, or which ones (from 0)")
+    hidden_size: int | None = Field(default=None, ge=8, description="narrower: principal components of the weights")
+    heads: int | None = Field(default=None, ge=1, description="with hidden_size; absent: 64 wide each")
+    intermediate_size: int | None = Field(default=None, ge=8, description="with hidden_size; absent: 4 × hidden_size")
+
+    @model_validator(mode="after")
+    def _width_is_given(self) -> "Student":
+        for name in ("heads", "intermediate_size"):
+            if getattr(self, name) is not None and self.hidden_size is None:
+                raise ValueError(f"{name} belongs to hidden_size, which is not given")
+        return self
+
+
+class Augment(_Part):
+    """More texts for distillation, made from the training texts and labeled by the teacher."""
+
+    copies: int = Field(default=0, ge=0, description="changed copies of each training text; 0: none")
+    crop: float = Field(default=0.8, ge=0, le=1, description="chance that a copy is a part of its text")
+    word_dropout: float = Field(default=0.05, ge=0, lt=1, description="share of the words that are left out")
+    span_swap: float = Field(default=0.05, ge=0, le=1, description="chance that two spans of a text change places")
+    nearest_words: float = Field(
+        default=0.1, ge=0, le=1, description="share of the words replaced by a neighbor in the teacher's embeddings"
+    )
+    neighbors: int = Field(default=8, ge=1, description="how many nearest words are chosen from")
+
+
+class Intermediate(_Part):
+    """Losses on what lies between input and output; the teacher then runs beside the student."""
+
+    hidden: float = Field(default=0.0, ge=0, description="weight of the hidden states' MSE (TinyBERT)")
+    embedding: float = Field(default=0.0, ge=0, description="weight of the embeddings' MSE (TinyBERT)")
+    relation: float = Field(default=0.0, ge=0, description="weight of the Q-Q, K-K, V-V relations (MiniLMv2)")
+    attention: float = Field(default=0.0, ge=0, description="weight of the attention maps' MSE (TinyBERT)")
+    relation_heads: int | None = Field(default=None, ge=1, description="heads of the relations; absent: the teacher's")
+    relation_layer: int | None = Field(default=None, ge=0, description="of the teacher (from 0); absent: its last")
+    layer_map: tuple[int, ...] | None = Field(
+        default=None, description="teacher layer (from 0) of each student layer; absent: evenly spaced"
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether any of the losses has a weight."""
+        return any((self.hidden, self.embedding, self.relation, self.attention))
 
 
 class Distill(Training):
@@ -109,6 +180,12 @@ class Distill(Training):
     loss: Literal["mse", "kl"] = "mse"
     temperature: float = Field(default=1.0, gt=0, description="of the kl loss")
     hard_label_weight: float = Field(default=0.0, ge=0, le=1, description="share of cross-entropy with true labels")
+    unlabeled_share: float = Field(default=1.0, ge=0, le=1, description="share of the unlabeled texts that is used")
+    augment: Augment = Augment()
+    intermediate: Intermediate = Intermediate()
+    quantization_aware_epochs: int = Field(
+        default=0, ge=0, description="more epochs in which the student feels INT8's rounding, at a tenth of the rate"
+    )
 
     @model_validator(mode="after")
     def _temperature_is_read(self) -> "Distill":
@@ -124,10 +201,30 @@ class Export(_Part):
 
 
 class Quantize(_Part):
-    """Per-token INT8."""
+    """INT8 and half precision."""
 
+    candidates: tuple[Literal["per-token", "static", "weight-only"], ...] = Field(
+        default=("per-token", "static"),
+        min_length=1,
+        description="INT8 methods to try; the fastest that holds the gate on validation is kept",
+    )
+    fp16: bool = Field(default=True, description="a half-precision variant for CUDA")
     weight_bits: Literal[7, 8] = Field(default=8, description="7 avoids saturation on x86 CPUs without VNNI")
     embeddings: bool = Field(default=True, description="store word embeddings as int8 with one scale a row")
+    calibration_texts: int = Field(default=512, ge=8, description="training texts that static's scales are taken from")
+    fall_back: bool = Field(
+        default=True, description="when the gate fails on validation, the most sensitive matrices go back to float"
+    )
+
+
+class Calibrate(_Part):
+    """What is fitted on the validation split and stands in the bundle."""
+
+    temperature: bool = Field(default=True, description="scale logits so that scores are probabilities")
+    thresholds: bool = Field(default=True, description="multi-label: each label's best threshold instead of 0.5")
+    abstention_precision: float | None = Field(
+        default=None, gt=0, lt=1, description="state the score from which answers are right this often"
+    )
 
 
 class Evaluate(_Part):
@@ -138,13 +235,26 @@ class Evaluate(_Part):
     latency_rounds: int = Field(default=7, ge=3, description="interleaved rounds; the median is reported")
     invariance_texts: int = Field(default=500, ge=1, description="texts whose scores must not depend on batch mates")
     golden_inputs: int = Field(default=32, ge=1, description="test texts whose scores go into the bundle")
+    baselines: bool = Field(default=True, description="also measure what the student must beat to be worth its time")
 
 
 class Gate(_Part):
-    """What a variant must keep to be shipped."""
+    """What a variant must keep to be shipped; a limit that is null is not checked."""
 
-    max_accuracy_drop: float = Field(default=0.03, ge=0, description="below the teacher, on the test split")
-    min_agreement: float = Field(default=0.98, ge=0, le=1, description="INT8 labels that equal the FP32 student's")
+    max_quality_drop: float = Field(default=0.03, ge=0, description="of the task's metric, below the teacher's")
+    max_recall_drop: float | None = Field(default=None, ge=0, description="of any label, below the teacher's")
+    max_slice_drop: float | None = Field(default=None, ge=0, description="of the task's metric on the worst slice")
+    min_slice_texts: int = Field(default=30, ge=1, description="smaller slices are not judged")
+    max_label_flips: float | None = Field(
+        default=0.02, ge=0, le=1, description="decisions of a variant that differ from the FP32 student's"
+    )
+    batch_invariance: bool = Field(default=True, description="INT8 scores must not depend on batch mates, bit by bit")
+    max_calibration_error: float | None = Field(default=None, ge=0, le=1, description="ECE after calibration")
+    max_size_mb: float | None = Field(default=None, gt=0, description="of the ONNX file")
+    max_latency_ms: float | None = Field(default=None, gt=0, description="of one text, on one thread")
+    decide_by: Literal["value", "bound"] = Field(
+        default="value", description="hold limits against the measured value, or the bad end of its 95 % interval"
+    )
 
 
 def _whole_number_as_text(value: Any) -> Any:
@@ -157,7 +267,7 @@ class Recipe(_Part):
 
     name: Name
     version: Annotated[Name, BeforeValidator(_whole_number_as_text)] = "1"
-    task: Literal[Task.SINGLE_LABEL, Task.PAIR] = Task.SINGLE_LABEL
+    task: Task = Task.SINGLE_LABEL
     seed: int = Field(default=13, ge=0, lt=2**32)
     data: Data
     teacher: Teacher
@@ -165,82 +275,12 @@ class Recipe(_Part):
     distill: Distill = Distill()
     export: Export = Export()
     quantize: Quantize = Quantize()
+    calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
 
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe; `overrides` are `dotted.key=value` pairs whose values are read as YAML.
-
-    Raises RecipeError.
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path}: expected a mapping of keys, found {type(document).__name__}")
-    for override in overrides or []:
-        _apply(document, override)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {problem}" for problem in _problems(error))) from error
-
-
-def located(data: Data, folder: Path) -> Data:
-    """Return `data` with its paths taken from `folder`, the recipe's own; a recipe keeps no machine's paths."""
-    fields = ("folder", "train", "validation", "test", "unlabeled", "file")
-    values = {name: getattr(data, name) for name in fields}
-    return data.model_copy(update={name: folder / value for name, value in values.items() if value is not None})
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, raw = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {override!r}: expected key=value, for example distill.epochs=2")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from error
-    *parents, last = key.split(".")
-    target = document
-    for parent in parents:
-        child = target.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {override!r}: {parent} holds {child!r}, not a mapping of keys")
-        target = child
-    target[last] = value
-
-
-def _problems(error: ValidationError) -> list[str]:
-    problems = []
-    for problem in error.errors(include_url=False):
-        location = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            problems.append(_unknown_key(location))
-        else:
-            found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
-            message = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{'.'.join(location) or 'recipe'}: {message}{found}")
-    return problems
-
-
-def _unknown_key(location: list[str]) -> str:
-    model: type[BaseModel] | None = Recipe
-    for part in location[:-1]:
-        model = _model_of(model.model_fields[part].annotation) if model and part in model.model_fields else None
-    known = list(model.model_fields) if model else []
-    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown key; {hint}"
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((model for option in get_args(annotation) if (model := _model_of(option))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    @model_validator(mode="after")
+    def _abstention_needs_one_answer(self) -> "Recipe":
+        if self.task is Task.MULTI_LABEL and self.calibrate.abstention_precision is not None:
+            raise ValueError("calibrate.abstention_precision needs one label a text; found task multi-label")
+        return self

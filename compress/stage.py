@@ -14,9 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from bundle import Task, sha256_file
+from bundle import sha256_file
 from compress.data import Splits, load_splits
-from compress.recipe import Recipe, located
+from compress.recipe import Recipe
+from compress.recipe_file import located
+from compress.tasks import SPECS, TaskSpec
 
 LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 CHECKPOINTS = "checkpoints"
@@ -44,12 +46,18 @@ class Run:
     out: Path
     console: Console
     reports: dict[str, StageReport]
+    force: bool = False
+    """Write the bundle although the gate failed."""
 
     @cached_property
     def splits(self) -> Splits:
         """The examples; raises DataError."""
-        paired = self.recipe.task is Task.PAIR
-        return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed, paired=paired)
+        return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed, self.spec)
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What the task decides."""
+        return SPECS[self.recipe.task]
 
     def folder(self, stage: str) -> Path:
         """Return where a stage keeps its files."""
@@ -94,9 +102,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # of a run killed just after the stage was finished
         run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
     else:
-        _clear(
-            folder, keep={_STARTED, CHECKPOINTS} if _read_json(folder / _STARTED) == {"fingerprint": mark} else set()
-        )
+        _clear(folder, keep={_STARTED, CHECKPOINTS} if read_json(folder / _STARTED) == {"fingerprint": mark} else set())
         write_atomic(folder / _STARTED, json.dumps({"fingerprint": mark}))
         run.console.print(f"[bold]{name}[/bold]")
         started = time.monotonic()
@@ -139,7 +145,7 @@ def _clear(folder: Path, keep: set[str]) -> None:
 
 
 def _finished(folder: Path, mark: str) -> StageReport | None:
-    record = _read_json(folder / _RECORD)
+    record = read_json(folder / _RECORD)
     if record is None or record.get("fingerprint") != mark:
         return None
     report = StageReport(**record["report"])
@@ -150,7 +156,8 @@ def _finished(folder: Path, mark: str) -> StageReport | None:
     return report
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,82 +1,89 @@
-"""Stage one: load or fine-tune the teacher, and cache its logits."""
+"""Stage: load or fine-tune the teacher."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from compress.data import Example
+from compress.batches import Batch, TrainingSet, predict_all
 from compress.errors import ModelError
-from compress.losses import UNLABELED
-from compress.models import load_classifier, load_tokenizer, resolve_model, save_tokenizer, take_layers
-from compress.progress import track
+from compress.examples import Example
+from compress.lora import merge, with_lora
+from compress.losses import hard_cross_entropy
+from compress.models import (
+    check_max_length,
+    check_vocabulary_size,
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+    save_tokenizer,
+)
 from compress.stage import CHECKPOINTS, Run
-from compress.train import Batch, TrainingSet, best_device, predict, predict_all, train
-from service.engine.tokenization import Encoding, Tokenizer
+from compress.student import check_student
+from compress.tasks import TaskSpec
+from compress.train import Loss, train
+from service.engine.tokenization import Tokenizer
 
-TOKENIZER, MODEL, LOGITS = "tokenizer.json", "model", "logits.npy"
+TOKENIZER, MODEL = "tokenizer.json", "model"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write `tokenizer.json`, `model/` and `logits.npy` (train rows, then unlabeled rows; (N, C) float32)."""
-    recipe, splits = run.recipe, run.splits
+    """Write `tokenizer.json` and `model/`."""
+    recipe, splits, spec = run.recipe, run.splits, run.spec
     reference = resolve_model(recipe.teacher.model, run.recipe_folder)
+    fine_tune = recipe.teacher.fine_tune
     save_tokenizer(load_tokenizer(reference), folder / TOKENIZER)
     tokenizer = Tokenizer(folder / TOKENIZER, recipe.data.max_length)
-    model = load_classifier(reference, splits.labels, recipe.seed, keep_head=recipe.teacher.fine_tune is None)
+    model = load_classifier(reference, splits.labels, recipe.seed, spec, keep_head=fine_tune is None)
     check_max_length(model, recipe.data.max_length, reference)
-    if recipe.student.init == "teacher":  # found out now, not after the teacher's training
-        take_layers(model, recipe.student.layers, splits.labels, recipe.seed)
+    check_vocabulary_size(model, tokenizer, reference)
+    check_student(run, model, folder / TOKENIZER, folder / "student.json")
     summary: dict[str, Any] = {"model": recipe.teacher.model, "parameters": count_parameters(model)}
-    training = labeled_set(tokenizer, splits.train, splits.labels)
-    validation = labeled_set(tokenizer, splits.validation, splits.labels)
-    if recipe.teacher.fine_tune is not None:
+    if fine_tune is not None:
+        if fine_tune.lora is not None:
+            model = with_lora(model, fine_tune.lora.rank, fine_tune.lora.alpha, fine_tune.lora.dropout, recipe.seed)
         summary |= train(
             model,
-            training,
-            _cross_entropy,
-            accuracy_on(validation, tokenizer.pad_id),
-            recipe.teacher.fine_tune,
+            TrainingSet(spec.encode(tokenizer, splits.train, splits.labels)),
+            hard_loss(spec),
+            validation_score(spec, tokenizer, splits.validation, splits.labels),
+            fine_tune,
             pad_id=tokenizer.pad_id,
             seed=recipe.seed,
             folder=folder / CHECKPOINTS,
             console=run.console,
             title="fine-tuning",
+            metric=spec.metric,
         )
+        if fine_tune.lora is not None:
+            model = merge(model)
     save_model(model, folder / MODEL)
-    encodings = [*training.encodings, *tokenizer.encode([e.input for e in splits.unlabeled])]
-    np.save(folder / LOGITS, _cached_logits(model, encodings, tokenizer.pad_id, run))
     return summary
 
 
-def labeled_set(tokenizer: Tokenizer, examples: list[Example], labels: list[str]) -> TrainingSet:
-    """Tokenise examples; an unlabeled one gets the label id UNLABELED."""
-    ids = {label: index for index, label in enumerate(labels)}
-    targets = [UNLABELED if e.label is None else ids[e.label] for e in examples]
-    return TrainingSet(tokenizer.encode([e.input for e in examples]), np.array(targets, dtype=np.int64))
+def hard_loss(spec: TaskSpec) -> Loss:
+    """Return cross-entropy with the true labels."""
+
+    def loss(rows: Tensor, batch: Batch) -> Tensor:
+        return hard_cross_entropy(rows, batch.targets, multi_label=spec.multi_label)
+
+    return loss
 
 
-def accuracy_on(data: TrainingSet, pad_id: int) -> Any:
-    """Return a function model -> accuracy on `data`."""
+def validation_score(
+    spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]
+) -> Callable[[nn.Module], float]:
+    """Return a function model -> the task's metric on these examples."""
+    encoded = spec.encode(tokenizer, examples, labels)
 
     def validate(model: nn.Module) -> float:
-        predicted = predict_all(model, data.encodings, pad_id).argmax(axis=1)
-        return float((predicted == data.labels).mean())
+        logits = predict_all(model, encoded, tokenizer.pad_id)
+        counts = spec.count(examples, encoded, spec.decide(logits, None), labels)
+        return float(spec.measure(counts))
 
     return validate
-
-
-def check_max_length(model: nn.Module, max_length: int, reference: str) -> None:
-    """Raise ModelError when the model has no positions for `max_length` tokens."""
-    config: Any = model.config
-    # RoBERTa-like models number positions from pad_token_id + 1
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    limit = config.max_position_embeddings - offset
-    if max_length > limit:
-        raise ModelError(f"data.max_length is {max_length}, but {reference} takes at most {limit} tokens")
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -85,23 +92,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json and model.safetensors; raises ModelError."""
     unwrapped: Any = model
-    unwrapped.save_pretrained(folder)
-
-
-def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(logits, batch.labels)
-
-
-def _cached_logits(
-    model: nn.Module, encodings: list[Encoding], pad_id: int, run: Run
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    model.to(best_device())
-    result = np.empty((len(encodings), len(run.splits.labels)), dtype=np.float32)
-    with track(run.console, "teacher's logits", len(encodings)) as advance:
-        for indices, logits in predict(model, encodings, pad_id):
-            result[indices] = logits
-            advance(len(indices), "")
-    model.to(torch.device("cpu"))
-    return result
+    try:
+        unwrapped.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise ModelError(f"{folder}: the model cannot be written: {error}") from error

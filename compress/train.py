@@ -1,51 +1,43 @@
 """The one training loop, read top to bottom. A killed run resumes to the same weights, bit for bit."""
 
-import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from compress.batches import (
+    Batch,
+    TrainingSet,
+    autocast_dtype,
+    best_device,
+    length_bucketed_batches,
+    make_batch,
+    rows_of,
+)
 from compress.errors import TrainingError
-from compress.losses import UNLABELED
+from compress.intermediate import IntermediateLoss
 from compress.progress import track
 from compress.recipe import Training
-from service.engine.tokenization import Encoding, pad
-
-BUCKET_BATCHES = 50
-"""Texts are sorted by length inside pools of this many batches: little padding, still well mixed."""
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Tokenised texts with their targets."""
-
-    encodings: Sequence[Encoding]
-    labels: np.ndarray[Any, np.dtype[np.int64]]
-    """(N,) label ids; UNLABELED where there is none."""
-    teacher_logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
-    """(N, C) soft targets."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch on the device."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    teacher_logits: Tensor | None
-
+from compress.regularize import FGM, r_drop
+from compress.rows import gather
 
 Loss = Callable[[Tensor, Batch], Tensor]
-"""(B, C) logits and the batch -> scalar, mean over the rows."""
+"""(R, C) rows and the batch -> one value a row, (R,)."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Losses on what lies between input and output, and the teacher they compare with."""
+
+    loss: IntermediateLoss
+    teacher: nn.Module
 
 
 @dataclass
@@ -57,37 +49,6 @@ class _State:
     best_score: float = -math.inf
     best_epoch: int = -1
     history: tuple[float, ...] = ()
-
-
-def best_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the half precision to compute in, or None for float32.
-
-    `auto` takes bf16 on GPUs that have it (fp16 on older ones) and on CPUs with AMX or AVX512-BF16 units; elsewhere
-    a CPU emulates bf16 and loses time.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        capable = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if capable else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def length_bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return one epoch's batches of indices: shuffled, but with texts of like length together."""
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    pool = batch_size * BUCKET_BATCHES
-    batches = []
-    for start in range(0, len(order), pool):
-        members = sorted(order[start : start + pool].tolist(), key=lambda index: lengths[index])
-        batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
-    return [batches[index] for index in random.permutation(len(batches))]
 
 
 def train(
@@ -102,35 +63,48 @@ def train(
     folder: Path,
     console: Console,
     title: str,
+    metric: str,
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place, leave it with the weights of its best epoch, and return a summary.
 
-    `validate` gives the score to be raised. Checkpoints lie in `folder`, one every `config.checkpoint_seconds` and at
-    the end of each epoch; a run that finds one goes on from it. Raises TrainingError when the loss stops being finite.
+    `validate` gives the score, called `metric`, that is to be raised. `beside` adds losses on hidden states, with
+    projections that are trained, too. Checkpoints lie in `folder`, one every `config.checkpoint_seconds` and at the end
+    of each epoch; a run that finds one goes on from it. Raises TrainingError when the loss stops being finite.
     """
     device = best_device()
     model.to(device)
     torch.manual_seed(seed)
-    optimizer = _optimizer(model, config)
-    lengths = [encoding.tokens for encoding in data.encodings]
+    trained = nn.ModuleDict({"model": model} | ({"beside": beside.loss.to(device)} if beside else {}))
+    if beside:
+        beside.teacher.to(device)
+    optimizer = _optimizer(trained, config)
+    lengths = [encoding.tokens for encoding in data.encoded.encodings]
     steps_per_epoch = math.ceil(len(lengths) / config.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(config, steps_per_epoch))
     dtype = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    parts = {"model": trained, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
 
     folder.mkdir(parents=True, exist_ok=True)
     state = _load_checkpoint(folder, parts, device) or _State()
     total, done = config.epochs * steps_per_epoch, state.epoch * steps_per_epoch + state.step
     if done:
         console.print(f"  {title}: resuming at step {done} of {total}")
+    step = _Step(trained, optimizer, scaler, loss, beside, data, config, pad_id, device, dtype)
     saved_at = time.monotonic()
     with track(console, title, total, done) as advance:
         while state.epoch < config.epochs and not _out_of_patience(state, config.patience):
             model.train()
             batches = length_bucketed_batches(lengths, config.batch_size, seed, state.epoch)
             for indices in batches[state.step :]:
-                value = _step(model, optimizer, scaler, loss, data, indices, config, pad_id, device, dtype)
+                try:
+                    value = step(indices)
+                except FloatingPointError as error:
+                    raise TrainingError(
+                        f"{title}: the loss became {error} at step {state.step + 1} of epoch {state.epoch + 1}; "
+                        "lower learning_rate, or set precision: fp32"
+                    ) from error
                 scheduler.step()
                 state.step += 1
                 advance(1, f"epoch {state.epoch + 1}/{config.epochs} loss {value:.4f}")
@@ -138,7 +112,7 @@ def train(
                     _save_checkpoint(folder, parts, state)
                     saved_at = time.monotonic()
             score = validate(model)
-            console.print(f"  {title}: epoch {state.epoch + 1}/{config.epochs}, validation accuracy {score:.4f}")
+            console.print(f"  {title}: epoch {state.epoch + 1}/{config.epochs}, validation {metric} {score:.4f}")
             state.history += (score,)
             if score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
@@ -151,83 +125,70 @@ def train(
     return {
         "epochs": state.epoch,
         "best_epoch": state.best_epoch + 1,
-        "validation_accuracy": state.best_score,
+        "metric": metric,
+        "validation_score": state.best_score,
         "history": list(state.history),
         "precision": str(dtype or torch.float32).removeprefix("torch."),
     }
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loss: Loss,
-    data: TrainingSet,
-    indices: list[int],
-    config: Training,
-    pad_id: int,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> float:
-    """One optimizer step; gradients of its micro-batches add up to that of the whole batch."""
-    optimizer.zero_grad(set_to_none=True)
-    value = 0.0
-    size = config.micro_batch_size or len(indices)
-    for start in range(0, len(indices), size):
-        micro = indices[start : start + size]
-        batch = make_batch(data, micro, pad_id, device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = forward(model, batch.inputs)  # (B, C)
-        share = loss(logits.float(), batch) * (len(micro) / len(indices))
-        scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-        value += float(share.detach())
-    if not math.isfinite(value):
-        raise TrainingError(f"the loss became {value}; lower learning_rate, or set precision: fp32")
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    return value
+@dataclass(frozen=True)
+class _Step:
+    """One optimizer step over some texts; gradients of its micro-batches add up to that of the whole batch."""
 
+    trained: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss: Loss
+    beside: Beside | None
+    data: TrainingSet
+    config: Training
+    pad_id: int
+    device: torch.device
+    dtype: torch.dtype | None
 
-def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the logits (B, C); inputs that this family of models does not take (token types, say) are left out."""
-    taken = inspect.signature(model.forward).parameters
-    logits: Tensor = model(**{name: tensor for name, tensor in inputs.items() if name in taken}).logits
-    return logits
+    def __call__(self, indices: list[int]) -> float:
+        """Return the loss; raises FloatingPointError when it is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self._backward(indices)
+        if self.config.fgm_epsilon:
+            with FGM(self.trained["model"], self.config.fgm_epsilon).perturbed():
+                self._backward(indices)
+        if not math.isfinite(value):
+            raise FloatingPointError(value)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value
 
+    def _backward(self, indices: list[int]) -> float:
+        """Add the gradient of one pass over these texts; return its loss."""
+        size = self.config.micro_batch_size or len(indices)
+        rows, value = max(1, len(self.data.encoded.rows_of(indices))), 0.0
+        for start in range(0, len(indices), size):
+            batch = make_batch(self.data, indices[start : start + size], self.pad_id, self.device)
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                share = self._share(batch, rows, len(indices))
+            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            value += float(share.detach())
+        return value
 
-def make_batch(data: TrainingSet, indices: list[int], pad_id: int, device: torch.device) -> Batch:
-    """Collate rows of `data` into one padded batch; every array is (B, T) int64 but the targets."""
-    arrays = pad([data.encodings[index] for index in indices], pad_id)
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    labels = torch.from_numpy(data.labels[indices]).to(device)
-    logits = None if data.teacher_logits is None else torch.from_numpy(data.teacher_logits[indices]).to(device)
-    return Batch(inputs, labels, logits)
-
-
-def predict(
-    model: nn.Module, encodings: Sequence[Encoding], pad_id: int, batch_size: int = 64
-) -> Iterator[tuple[list[int], np.ndarray[Any, np.dtype[np.float32]]]]:
-    """Yield (indices, logits (B, C) float32) over all texts, longest first, in the precision of the weights."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(encodings)), key=lambda index: -encodings[index].tokens)
-    data = TrainingSet(encodings, np.full(len(encodings), UNLABELED, dtype=np.int64))
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        with torch.inference_mode():
-            logits = forward(model, make_batch(data, indices, pad_id, device).inputs)
-        yield indices, logits.float().cpu().numpy()
-
-
-def predict_all(model: nn.Module, encodings: Sequence[Encoding], pad_id: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the logits (N, C) float32 of all texts, in their order."""
-    parts = list(predict(model, encodings, pad_id))
-    result = np.empty((len(encodings), parts[0][1].shape[1]), dtype=np.float32)
-    for indices, logits in parts:
-        result[indices] = logits
-    return result
+    def _share(self, batch: Batch, rows: int, texts: int) -> Tensor:
+        """Return a micro-batch's share, a scalar, of the loss of a step of `rows` rows and `texts` texts."""
+        model = self.trained["model"]
+        if self.beside is None:
+            found, extra = rows_of(model, batch), None
+        else:
+            outputs, extra = self.beside.loss(model, self.beside.teacher, batch.inputs)
+            found = gather(outputs, batch.where).float()
+        values = self.loss(found, batch)  # (R,)
+        if self.config.r_drop:
+            again = rows_of(model, batch)
+            symmetric = r_drop(found, again, multi_label=batch.targets.ndim > 1)
+            values = (values + self.loss(again, batch)) / 2 + self.config.r_drop * symmetric
+        share = values.sum() / rows
+        return share if extra is None else share + extra.sum() / texts
 
 
 def _optimizer(model: nn.Module, config: Training) -> torch.optim.AdamW:
@@ -280,7 +241,8 @@ def _save(path: Path, content: Any) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # how torch says that the disk is full
+    except (OSError, RuntimeError) as error:  # a RuntimeError is how torch says that the disk is full
+        temporary.unlink(missing_ok=True)
         raise TrainingError(f"{path}: the checkpoint cannot be written; is the disk full?") from error
     temporary.replace(path)
 

@@ -46,9 +46,14 @@ def check_golden(bundle: Bundle, variant_name: str, session: Session, tokenizer:
     golden_inputs = bundle.golden()
     for number, golden in enumerate(golden_inputs, start=1):
         found = _scores(bundle, session, tokenizer, golden)
-        expected = np.asarray(golden.scores[variant_name], dtype=np.float64)
+        expected = np.asarray(golden.scores[variant_name], dtype=np.float64).reshape(-1, found.shape[1])
         where = f"{bundle.path(LAYOUT.golden)}:{number}: variant {variant_name!r} on {session.provider}"
-        largest = max(largest, _compare(where, bundle.manifest.labels, found, expected, tolerance))
+        if len(expected) != len(found):
+            raise GoldenMismatchError(
+                f"{where}: found {len(found)} tokens, expected {len(expected)}; the tokenizer is not the bundle's own"
+            )
+        for row, of_row in zip(found, expected, strict=True):
+            largest = max(largest, _compare(where, bundle.manifest.labels, row, of_row, tolerance))
     return GoldenReport(len(golden_inputs), largest, tolerance)
 
 
@@ -65,16 +70,17 @@ def verify_variant(bundle: Bundle, variant_name: str) -> GoldenReport:
 
 
 def _scores(bundle: Bundle, session: Session, tokenizer: Tokenizer, golden: GoldenInput) -> NDArray[np.float64]:
+    """Return scores (R, C): one row a text, or one a token (token classification)."""
     text: TextInput = golden.text if golden.text_pair is None else (golden.text, golden.text_pair)
-    logits = session.run(pad(tokenizer.encode([text]), tokenizer.pad_id))  # (1, C)
-    scores = activate(logits, bundle.manifest.activation, bundle.manifest.temperature)  # (1, C)
-    return np.asarray(scores[0], dtype=np.float64)
+    logits = session.run(pad(tokenizer.encode([text]), tokenizer.pad_id))  # (1, C) or (1, T, C)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return np.asarray(activate(rows, bundle.manifest.activation, bundle.manifest.temperature), dtype=np.float64)
 
 
 def _compare(
     where: str, labels: Sequence[str], found: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float
 ) -> float:
-    """Return the largest difference of one input's scores (C,), or raise GoldenMismatchError."""
+    """Return the largest difference of one row's scores (C,), or raise GoldenMismatchError."""
     differences = np.abs(found - expected)
     worst = int(np.argmax(differences))  # a NaN counts as the largest
     if not differences[worst] <= tolerance:  # written so that a NaN fails too

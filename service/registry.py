@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import LAYOUT, Bundle, BundleError, Manifest, Variant, open_bundle
+from bundle import LAYOUT, Bundle, BundleError, Manifest, Task, Variant, open_bundle
 from service.engine.batcher import Batcher
 from service.engine.errors import EngineError, SessionError
 from service.engine.postprocess import activate
@@ -130,6 +130,7 @@ def load_model(path: Path, settings: Settings) -> Model:
     """
     try:
         bundle = open_bundle(path)
+        _check_task(bundle)
         tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
         choice, session = _load_session(bundle, settings)
         model = Model(bundle, choice.variant, session, tokenizer)
@@ -147,7 +148,23 @@ def load_model(path: Path, settings: Settings) -> Model:
         report.largest_difference,
         report.tolerance,
     )
+    if choice.variant.forced:
+        log.warning(
+            "%s %s, variant %s did not pass its gate and is served by order: %s",
+            bundle.manifest.name,
+            bundle.manifest.version,
+            choice.variant.name,
+            choice.variant.gate_reason,
+        )
     return model
+
+
+def _check_task(bundle: Bundle) -> None:
+    if bundle.manifest.task is Task.TOKEN_CLASSIFICATION:
+        raise StartupError(
+            f"cannot serve bundle {bundle.folder}: found task {bundle.manifest.task}, expected one that gives labels "
+            "to whole texts; `limbeck verify` runs it"
+        )
 
 
 def _load_session(bundle: Bundle, settings: Settings) -> tuple[Choice, Session]:

@@ -34,11 +34,11 @@ def choose_variant(manifest: Manifest, wanted: str, providers: Sequence[str]) ->
     if CUDA in providers:
         for dtype in _CUDA_DTYPES:
             for variant in manifest.variants:
-                if variant.dtype == dtype and CUDA in variant.execution_providers and variant.gate_passed:
+                if variant.dtype == dtype and CUDA in variant.execution_providers and variant.servable:
                     return Choice(variant, CUDA)
     for dtype in _CPU_DTYPES:
         for variant in manifest.variants:
-            exact = variant.gate_passed and variant.batch_invariant
+            exact = variant.servable and variant.batch_invariant
             if variant.dtype == dtype and CPU in variant.execution_providers and exact:
                 return Choice(variant, CPU)
     raise StartupError(
@@ -55,7 +55,7 @@ def _named(manifest: Manifest, wanted: str, providers: Sequence[str]) -> Choice:
     except KeyError as error:
         names = ", ".join(variant.name for variant in manifest.variants)
         raise StartupError(f"{bundle}: no variant {wanted!r}; expected auto or one of: {names}") from error
-    if not variant.gate_passed:
+    if not variant.servable:
         raise StartupError(f"{bundle}: variant {wanted!r} did not pass its quality gate; choose another, or auto")
     for provider in (CUDA, CPU):
         allowed = variant.dtype != "int8" or provider != CUDA

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bundle import Bundle
+from compress.batches import autocast_dtype, best_device
 from compress.export import export_model
 from compress.fuse import fuse_attention, keep_first_tokens
 from compress.graph import Graph
-from compress.train import autocast_dtype, best_device
 from service.engine.session import Session
 from service.engine.tokenization import Encoding, pad
 from service.registry import load_model

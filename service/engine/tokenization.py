@@ -55,6 +55,15 @@ class Tokenizer:
             for encoding in self._tokenizer.encode_batch(list(inputs))
         ]
 
+    def encode_with_offsets(self, inputs: Sequence[TextInput]) -> list[tuple[Encoding, list[tuple[int, int]]]]:
+        """Tokenise, and give the characters that each token stands for: (begin, end), (-1, -1) for special tokens."""
+        found = []
+        for encoding in self._tokenizer.encode_batch(list(inputs)):
+            special = encoding.special_tokens_mask
+            offsets = [(-1, -1) if mark else pair for mark, pair in zip(special, encoding.offsets, strict=True)]
+            found.append((Encoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing)), offsets))
+        return found
+
 
 def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, IntArray]:
     """Pad on the right to the longest: `input_ids`, `attention_mask`, `token_type_ids`, each (B, T) int64."""

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 
 from compress.errors import ExportError
 from compress.export import PARITY_TOLERANCE, check_parity, export_model
+from compress.fold import fold_biases
 from compress.fuse import fuse_attention, keep_first_tokens
 from compress.graph import Graph
-from tests.support.models import FAMILIES, tiny_classifier
+from service.engine.session import Session
+from tests.support.models import FAMILIES, VOCABULARY, tiny_classifier, tiny_config
 
 TASK = "text-classification"
 # MPNet adds a position bias to its scores: not our pattern, so it must be left alone
@@ -56,6 +60,31 @@ def test_the_last_layer_is_cut_only_when_token_0_alone_is_read() -> None:
     mean.input.append(graph.add_weight("axes", np.array([1])))
     graph.replace(gather, [mean])
     assert keep_first_tokens(graph) is False
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_token_classification_is_fused_and_not_cut(family: str, tmp_path: Path) -> None:
+    """It reads every token: a last layer that computes the first ones alone would be wrong."""
+    torch.manual_seed(0)
+    config = tiny_config(family, layers=2, labels=5)
+    model = transformers.AutoModelForTokenClassification.from_config(config).eval()
+    with torch.no_grad():  # equal weights, such as biases of zeros, are exported as one
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    graph = Graph(export_model(model, "token-classification", opset=18))
+    assert fuse_attention(graph, heads=4) == 2
+    assert keep_first_tokens(graph) is False
+    assert fold_biases(graph) == 4
+    onnx.save(graph.finish(), tmp_path / "model.onnx")
+    session = Session(tmp_path / "model.onnx", labels=5)
+    ids = np.random.default_rng(0).integers(4, VOCABULARY, size=(3, 11))
+    mask = (np.arange(11) < np.array([[11], [6], [2]])).astype(np.int64)
+    ids[mask == 0] = config.pad_token_id
+    with torch.inference_mode():
+        expected = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+    found = session.run({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
+    assert found.shape == (3, 11, 5)
+    assert np.abs(found - expected)[mask == 1].max() <= PARITY_TOLERANCE
 
 
 def test_parity_finds_another_models_weights(tmp_path: Path) -> None:

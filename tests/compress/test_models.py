@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from bundle.manifest import Task
 from compress.errors import ModelError
 from compress.models import (
     check_same_vocabulary,
@@ -18,11 +19,13 @@ from compress.models import (
     save_tokenizer,
     take_layers,
 )
-from compress.teacher import check_max_length
+from compress.tasks import SPECS
+from compress.teacher import check_max_length, check_vocabulary_size
 from service.engine.tokenization import Tokenizer
 from tests.support.bundles import TEXTS
 from tests.support.models import FAMILIES, save_tiny_model, tiny_classifier
 
+SINGLE = SPECS[Task.SINGLE_LABEL]
 INPUTS = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.int64)}
 
 
@@ -65,8 +68,8 @@ def test_layers_that_are_not_there(layers: int | tuple[int, ...]) -> None:
 
 def test_a_fine_tuned_models_labels_are_put_in_the_datas_order(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path, labels=["positive", "negative"])
-    reordered = load_classifier(str(folder), ["negative", "positive"], 0, keep_head=True)
-    as_saved = load_classifier(str(folder), ["positive", "negative"], 0, keep_head=True)
+    reordered = load_classifier(str(folder), ["negative", "positive"], 0, SINGLE, keep_head=True)
+    as_saved = load_classifier(str(folder), ["positive", "negative"], 0, SINGLE, keep_head=True)
     assert np.allclose(logits(reordered), logits(as_saved)[:, ::-1], atol=1e-6)
     assert abs(np.diff(logits(as_saved))) > 1e-3  # else the order would not show
     assert reordered.config.label2id == {"negative": 0, "positive": 1}
@@ -75,13 +78,13 @@ def test_a_fine_tuned_models_labels_are_put_in_the_datas_order(tmp_path: Path) -
 def test_a_fine_tuned_model_with_other_labels_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path, labels=["joy", "anger"])
     with pytest.raises(ModelError, match=r"its labels are \['joy', 'anger'\], the data's are"):
-        load_classifier(str(folder), ["negative", "positive"], 0, keep_head=True)
+        load_classifier(str(folder), ["negative", "positive"], 0, SINGLE, keep_head=True)
 
 
 def test_a_new_head_is_decided_by_the_seed(tmp_path: Path) -> None:
     folder = str(save_tiny_model(tmp_path))
     labels = ["a", "b", "c"]
-    first, again, other = (load_classifier(folder, labels, seed, keep_head=False) for seed in (1, 1, 2))
+    first, again, other = (load_classifier(folder, labels, seed, SINGLE, keep_head=False) for seed in (1, 1, 2))
     assert logits(first).shape == (1, 3)
     assert np.array_equal(logits(first), logits(again))
     assert not np.array_equal(logits(first), logits(other))
@@ -133,7 +136,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_classifier(str(tmp_path), ["a", "b"], 0, keep_head=False)
+        load_classifier(str(tmp_path), ["a", "b"], 0, SINGLE, keep_head=False)
     with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path))
 
@@ -153,3 +156,38 @@ def test_texts_longer_than_the_models_positions(family: str, limit: int) -> None
     check_max_length(model, limit, "model")
     with pytest.raises(ModelError, match=f"takes at most {limit} tokens"):
         check_max_length(model, limit + 1, "model")
+
+
+def test_a_tokenizer_of_more_words_than_the_model_has(tmp_path: Path) -> None:
+    save_tokenizer(load_tokenizer(str(save_tiny_model(tmp_path / "model"))), tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 16)
+    model = tiny_classifier()
+    check_vocabulary_size(model, tokenizer, "model")
+    model.config.vocab_size = 10
+    with pytest.raises(ModelError, match="gives ids up to 17, but the model has embeddings for 10"):
+        check_vocabulary_size(model, tokenizer, "model")
+
+
+@pytest.mark.parametrize("task", Task)
+def test_a_model_is_loaded_for_its_task(tmp_path: Path, task: Task) -> None:
+    labels = ["O", "B-X", "I-X"]
+    folder = save_tiny_model(tmp_path, labels=labels, task=task)
+    for keep_head in (True, False):
+        model = load_classifier(str(folder), labels, 0, SPECS[task], keep_head=keep_head)
+        shape = model(**INPUTS).logits.shape
+        assert shape == ((1, 5, 3) if task is Task.TOKEN_CLASSIFICATION else (1, 3))
+        assert model.config.id2label == dict(enumerate(labels))
+        expected = {Task.MULTI_LABEL: "multi_label_classification", Task.TOKEN_CLASSIFICATION: None}
+        assert model.config.problem_type == expected.get(task, "single_label_classification")
+        student = take_layers(model, 1, labels, seed=0)
+        assert type(student) is type(model)
+        assert student.config.problem_type == model.config.problem_type
+
+
+def test_a_taggers_labels_are_put_in_the_datas_order(tmp_path: Path) -> None:
+    saved, wanted = ["B-X", "O", "I-X"], ["O", "B-X", "I-X"]
+    folder = str(save_tiny_model(tmp_path, labels=saved, task=Task.TOKEN_CLASSIFICATION))
+    spec = SPECS[Task.TOKEN_CLASSIFICATION]
+    reordered = load_classifier(folder, wanted, 0, spec, keep_head=True)
+    as_saved = load_classifier(folder, saved, 0, spec, keep_head=True)
+    assert np.allclose(logits(reordered), logits(as_saved)[..., [1, 0, 2]], atol=1e-6)

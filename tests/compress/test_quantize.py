@@ -5,18 +5,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import QuantizeError
-from compress.evaluate import batch_invariance
 from compress.export import export_model
+from compress.fold import fold_biases
 from compress.fuse import fuse_attention, keep_first_tokens
 from compress.graph import Graph
-from compress.quantize import quantize_model, quantize_symmetric
+from compress.outputs import batch_invariance
+from compress.quantize import quantizable_matrices, quantize_model, quantize_symmetric
 from compress.recipe import Quantize
 from service.engine.session import Session
 from service.engine.tokenization import Encoding, pad
-from tests.support.models import VOCABULARY, tiny_classifier
+from tests.support.models import VOCABULARY, tiny_classifier, tiny_config
 
 RNG = np.random.default_rng(0)
 
@@ -57,9 +60,9 @@ def by_formula(x: np.ndarray, weight: np.ndarray, bits: int = 8) -> np.ndarray:
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("gemm", [False, True])
 def test_the_graph_computes_the_formula(tmp_path: Path, bits: int, gemm: bool) -> None:
-    weight = RNG.normal(size=(96, 64)).astype(np.float32)
-    bias = RNG.normal(size=64).astype(np.float32) if gemm else None
-    x = (RNG.normal(size=(7, 96)) * np.logspace(-6, 6, 7)[:, None]).astype(np.float32)
+    weight = RNG.normal(size=(288, 256)).astype(np.float32)
+    bias = RNG.normal(size=256).astype(np.float32) if gemm else None
+    x = (RNG.normal(size=(7, 288)) * np.logspace(-6, 6, 7)[:, None]).astype(np.float32)
     x[3] = 0  # an all-zero row must give zeros, not NaN
     model, counts = quantize_model(linear_model(weight, bias), Quantize(weight_bits=bits))
     assert (counts.matrices, counts.activations, counts.tables) == (1, 1, 0)
@@ -101,8 +104,66 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_a_graph_with_nothing_to_quantise_is_refused() -> None:
-    with pytest.raises(QuantizeError, match="found no MatMul or Gemm"):
+    with pytest.raises(QuantizeError, match="found no MatMul with a constant matrix"):
         quantize_model(linear_model(np.ones((8, 8), dtype=np.float32)), Quantize())
+
+
+def gelu_model(weight: np.ndarray, as_operator: bool) -> onnx.ModelProto:
+    """x (B, K) float32 -> GELU(x) @ weight, GELU as one operator or as exporters before opset 20 write it."""
+    if as_operator:
+        nodes = [helper.make_node("Gelu", ["x"], ["g"])]
+    else:
+        nodes = [
+            helper.make_node("Div", ["x", "root"], ["d"]),
+            helper.make_node("Erf", ["d"], ["e"]),
+            helper.make_node("Add", ["e", "one"], ["a"]),
+            helper.make_node("Mul", ["x", "a"], ["m"]),
+            helper.make_node("Mul", ["m", "half"], ["g"]),
+        ]
+    scalars = {"root": 2**0.5, "one": 1.0, "half": 0.5}
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("MatMul", ["g", "w"], ["y"])],
+        "gelu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", weight.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")]
+        + [numpy_helper.from_array(np.float32(value), name) for name, value in scalars.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("as_operator", [True, False])
+def test_gelu_needs_no_absolute_value(tmp_path: Path, as_operator: bool) -> None:
+    """It is never below -0.17, so its largest value, or 0.17, bounds a row."""
+    weight = RNG.normal(size=(96, 64)).astype(np.float32)
+    x = (RNG.normal(size=(20, 96)) * np.logspace(-3, 2, 20)[:, None]).astype(np.float32)
+    x[4] = -np.abs(x[4])  # a row without a positive value
+    model, _ = quantize_model(gelu_model(weight, as_operator), Quantize())
+    assert "Abs" not in {node.op_type for node in model.graph.node}
+    exact = run(gelu_model(weight, as_operator), x, tmp_path)
+    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), 0.17)
+    # half a step of each input and each weight, random signs
+    assert (np.abs(run(model, x, tmp_path) - exact) < 0.02 * largest * np.sqrt(96)).all()
+
+
+@pytest.mark.parametrize("root", [1.0, 2.0])
+def test_another_function_of_erf_is_not_taken_for_gelu(root: float) -> None:
+    model = gelu_model(np.ones((96, 64), dtype=np.float32), as_operator=False)
+    next(t for t in model.graph.initializer if t.name == "root").CopyFrom(
+        numpy_helper.from_array(np.float32(root), "root")
+    )
+    assert "Abs" in {node.op_type for node in quantize_model(model, Quantize())[0].graph.node}
+
+
+def test_rows_of_zeros_and_of_the_smallest_numbers_stay_finite(tmp_path: Path) -> None:
+    weight = RNG.normal(size=(96, 64)).astype(np.float32)
+    x = np.zeros((4, 96), dtype=np.float32)
+    x[1, 3], x[2], x[3] = 1e-45, 1e-38, 3e38 / 96
+    found = run(quantize_model(linear_model(weight), Quantize())[0], x, tmp_path)
+    assert np.isfinite(found).all()
+    assert (found[0] == 0).all()
+    assert np.abs(found[:3]).max() < 1e-35
+    assert np.abs(found[3] - x[3] @ weight).max() < 0.01 * np.abs(found[3]).max()
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +182,24 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_an_encoder_shares_the_activation_of_query_key_and_value(encoder: onnx.ModelProto) -> None:
     _, counts = quantize_model(copy(encoder), Quantize())
-    # a layer: query, key, value, output, two of the feed-forward net; and the pooler. The classifier is too small.
-    assert counts.matrices == 3 * 6 + 1
+    # a layer: query, key, value, output, two of the feed-forward net. Pooler and classifier are too small.
+    assert counts.matrices == 3 * 6
     # key and value of the last layer read every token, its query the first ones only
-    assert counts.activations == 3 * 4 + 1 + 1
+    assert counts.activations == 3 * 4 + 1
+
+
+def test_matrices_that_are_named_stay_float(encoder: onnx.ModelProto) -> None:
+    names = quantizable_matrices(encoder)
+    assert len(set(names)) == 3 * 6
+    assert any("layer.0/attention/self/query" in name for name in names)
+    model, counts = quantize_model(copy(encoder), Quantize(), keep_float=frozenset(names[:4]))
+    assert counts.matrices == len(names) - 4
+    assert set(names[:4]) <= {node.name for node in model.graph.node if node.op_type == "MatMul"}
+    none, counts = quantize_model(copy(encoder), Quantize(), keep_float=frozenset(names))
+    assert counts.matrices == counts.activations == 0
+    assert none == copy(encoder)
+    with pytest.raises(QuantizeError, match="no quantisable matrix or activation called mistyped"):
+        quantize_model(copy(encoder), Quantize(), keep_float=frozenset(["mistyped"]))
 
 
 def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -182,10 +257,22 @@ def test_scores_do_not_depend_on_batch_mates(encoder: onnx.ModelProto, tmp_path:
     path = tmp_path / "int8.onnx"
     quantized, _ = quantize_model(copy(encoder), Quantize())
     onnx.save(quantized, path)
-    report = batch_invariance(Session(path), texts(500, seed=1), pad_id=0, seed=2)
+    report = batch_invariance(path, texts(500, seed=1), pad_id=0, seed=2)
     assert report.texts == 500
     assert report.bit_equal
     assert report.max_difference == 0
+
+
+def test_the_scores_of_tokens_do_not_depend_on_batch_mates(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForTokenClassification.from_config(tiny_config(layers=2, labels=5)).eval()
+    graph = Graph(export_model(model, "token-classification", opset=18))
+    fuse_attention(graph, heads=4)
+    fold_biases(graph)
+    quantized, counts = quantize_model(graph.finish(), Quantize())
+    assert counts.matrices == 12
+    onnx.save(quantized, tmp_path / "int8.onnx")
+    assert batch_invariance(tmp_path / "int8.onnx", texts(200, seed=1), pad_id=0, seed=2).bit_equal
 
 
 def test_stock_dynamic_quantisation_is_found_out(encoder: onnx.ModelProto, tmp_path: Path) -> None:
@@ -200,7 +287,7 @@ def test_stock_dynamic_quantisation_is_found_out(encoder: onnx.ModelProto, tmp_p
         weight_type=QuantType.QInt8,
         extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
-    report = batch_invariance(Session(tmp_path / "stock.onnx"), texts(60, seed=1), pad_id=0, seed=2)
+    report = batch_invariance(tmp_path / "stock.onnx", texts(60, seed=1), pad_id=0, seed=2)
     assert not report.bit_equal
     assert report.max_difference > 1e-3
 

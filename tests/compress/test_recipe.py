@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from compress.errors import RecipeError
-from compress.recipe import Data, load_recipe, located
+from compress.recipe import Data
+from compress.recipe_file import load_recipe, located
 
 MINIMAL = "name: x\ndata: {folder: d}\nteacher: {model: m}\nstudent: {layers: 2}\n"
 
@@ -31,6 +32,11 @@ def test_a_whole_number_is_a_version(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, MINIMAL + "version: 2\n")).version == "2"
 
 
+@pytest.mark.parametrize("task", ["single-label", "multi-label", "pair", "token-classification"])
+def test_every_task_is_known(tmp_path: Path, task: str) -> None:
+    assert load_recipe(write(tmp_path, MINIMAL + f"task: {task}\n")).task == task
+
+
 def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL), ["teacher.fine_tune.epochs=2"])
     assert recipe.teacher.fine_tune is not None
@@ -43,10 +49,26 @@ def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
         (MINIMAL + "distil: {}\n", "distil: unknown key; did you mean 'distill'?"),
         (MINIMAL + "distill: {epoch: 1}\n", "distill.epoch: unknown key; did you mean 'epochs'?"),
         (MINIMAL + "teacher: {model: m, fine_tune: {lerning_rate: 1}}\n", "did you mean 'learning_rate'?"),
-        (MINIMAL + "quantize: {zzz: 1}\n", "quantize.zzz: unknown key; known keys: weight_bits, embeddings"),
+        (MINIMAL + "quantize: {zzz: 1}\n", "quantize.zzz: unknown key; known keys: candidates, fp16, weight_bits"),
         (MINIMAL + "seed: -1\n", "seed: Input should be greater than or equal to 0 (found -1)"),
         (MINIMAL + "export: {opset: 11}\n", "export.opset"),
-        (MINIMAL + "task: multi-label\n", "task"),
+        (MINIMAL + "task: multi\n", "task: Input should be 'single-label', 'multi-label', 'pair' or"),
+        (MINIMAL + "distill: {intermediate: {hiden: 1}}\n", "distill.intermediate.hiden: unknown key; did you mean"),
+        (MINIMAL + "distill: {hard_label_weight: 2}\n", "distill.hard_label_weight"),
+        (MINIMAL + "distill: {augment: {copies: -1}}\n", "distill.augment.copies"),
+        (MINIMAL + "quantize: {candidates: []}\n", "quantize.candidates"),
+        (MINIMAL + "quantize: {candidates: [dynamic]}\n", "quantize.candidates.0"),
+        (MINIMAL + "gate: {max_accuracy_drop: 0.1}\n", "gate.max_accuracy_drop: unknown key; did you mean"),
+        (MINIMAL + "data: {folder: d, tag_scheme: IOB}\n", "data.tag_scheme"),
+        (MINIMAL + "student: {layers: 2, heads: 4}\n", "heads belongs to hidden_size, which is not given"),
+        (
+            MINIMAL + "teacher: {model: m, fine_tune: {lora: {rank: 4}, fgm_epsilon: 1}}\n",
+            "fgm_epsilon needs gradients of the word embeddings, which lora freezes",
+        ),
+        (
+            MINIMAL + "task: multi-label\ncalibrate: {abstention_precision: 0.9}\n",
+            "abstention_precision needs one label a text",
+        ),
         ("name: x\ndata: {folder: d}\nteacher: {model: m}\n", "student: Field required"),
         ("name: x\ndata: {}\nteacher: {model: m}\nstudent: {layers: 2}\n", "exactly one of folder, train or file"),
         ("name: x\ndata: {train: a}\nteacher: {model: m}\nstudent: {layers: 2}\n", "validation and test must be given"),

@@ -1,14 +1,19 @@
-"""Tiny, seeded transformers models and data that a two-word rule can label."""
+"""Tiny, seeded transformers models, and recipes that take seconds."""
 
 import json
-import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from bundle.manifest import Task
+from compress.tasks import SPECS
 from tests.support.bundles import WORDS, tiny_tokenizer
+from tests.support.rows import tiny_rows, write_tiny_data
+
+__all__ = ["FAMILIES", "VOCABULARY", "save_tiny_model", "tiny_classifier", "tiny_config", "tiny_rows"]
 
 VOCABULARY = 4 + len(WORDS)
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "mpnet")
@@ -33,9 +38,11 @@ def tiny_config(family: str = "bert", layers: int = 2, labels: int = 2) -> trans
     )
 
 
-def tiny_classifier(family: str = "bert", layers: int = 2, labels: int = 2, seed: int = 0) -> torch.nn.Module:
+def tiny_classifier(
+    family: str = "bert", layers: int = 2, labels: int = 2, seed: int = 0, task: Task = Task.SINGLE_LABEL
+) -> torch.nn.Module:
     torch.manual_seed(seed)
-    model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(family, layers, labels))
+    model = SPECS[task].model_class.from_config(tiny_config(family, layers, labels))
     with torch.no_grad():  # the usual 0.02 makes every attention uniform and every output the same
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -45,63 +52,56 @@ def tiny_classifier(family: str = "bert", layers: int = 2, labels: int = 2, seed
     return model.eval()
 
 
-def save_tiny_model(folder: Path, layers: int = 4, labels: list[str] | None = None) -> Path:
+def save_tiny_model(
+    folder: Path,
+    layers: int = 4,
+    labels: list[str] | None = None,
+    *,
+    seed: int = 0,
+    task: Task = Task.SINGLE_LABEL,
+    tokenizer: Any = None,
+) -> Path:
     """Save a tiny BERT with its tokenizer, as a user's local model."""
-    model = tiny_classifier(layers=layers, labels=len(labels or ["LABEL_0", "LABEL_1"]))
+    model = tiny_classifier(layers=layers, labels=len(labels or ["LABEL_0", "LABEL_1"]), seed=seed, task=task)
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: i for i, label in enumerate(labels)}
     model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tiny_tokenizer(),
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer or tiny_tokenizer(),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_max_length=36,
-    )
-    tokenizer.save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 
-def tiny_rows(count: int, seed: int) -> list[dict[str, str]]:
-    """Sentences that are positive when they hold more of good and great than of bad and awful."""
-    source = random.Random(seed)
-    rows = []
-    while len(rows) < count:
-        words = source.choices(WORDS, k=source.randint(3, 14))
-        balance = sum((word in ("good", "great")) - (word in ("bad", "awful")) for word in words)
-        if balance:
-            rows.append({"text": " ".join(words), "label": "positive" if balance > 0 else "negative"})
-    return rows
-
-
-def write_tiny_data(folder: Path, rows: int = 240) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed, (split, count) in enumerate([("train", rows), ("validation", 60), ("test", 80), ("unlabeled", 60)]):
-        lines = tiny_rows(count, seed)
-        if split == "unlabeled":
-            lines = [{"text": row["text"]} for row in lines]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def write_tiny_recipe(folder: Path, **changes: object) -> Path:
-    """Write data, teacher and recipe to `folder`; a run of it takes seconds."""
-    write_tiny_data(folder / "data")
-    save_tiny_model(folder / "teacher")
-    recipe = {
+def tiny_recipe(folder: Path, task: str = Task.SINGLE_LABEL) -> dict[str, Any]:
+    """A recipe of seconds whose data and teacher are in `folder`."""
+    training = {"epochs": 5, "batch_size": 16, "learning_rate": 2e-3, "precision": "fp32"}
+    return {
         "name": "tiny",
+        "task": str(task),
         "data": {"folder": "data", "max_length": 32},
-        "teacher": {
-            "model": "teacher",
-            "fine_tune": {"epochs": 3, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_seconds": 0},
-        },
-        "student": {"layers": 2},
-        "distill": {"epochs": 3, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_seconds": 0},
-        "evaluate": {"latency_rounds": 3, "latency_texts": 8, "bootstrap_samples": 100},
-        "gate": {"max_accuracy_drop": 1.0, "min_agreement": 0.9},
-    } | changes
+        "teacher": {"model": "teacher", "fine_tune": training},
+        "student": {"layers": 1},
+        "distill": dict(training),
+        "quantize": {"candidates": ["per-token"]},  # of several, the clock of a busy machine would choose
+        "evaluate": {"latency_rounds": 3, "latency_texts": 8, "bootstrap_samples": 100, "invariance_texts": 80},
+        "gate": {"max_quality_drop": 1.0, "max_label_flips": 0.1},
+    }
+
+
+def write_tiny_recipe(folder: Path, task: str = Task.SINGLE_LABEL, **changes: Any) -> Path:
+    """Write data, teacher and recipe to `folder`; `changes` are merged into the parts of the recipe."""
+    write_tiny_data(folder / "data", task)
+    save_tiny_model(folder / "teacher", layers=2)
+    recipe = tiny_recipe(folder, task)
+    for key, value in changes.items():
+        merged = isinstance(value, dict) and isinstance(recipe.get(key), dict)
+        recipe[key] = recipe[key] | value if merged else value
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     return path

@@ -1,0 +1,24 @@
+"""Runs that several files look at, each made once."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.support.runs import Finished, finish
+
+# two threads for models this small only wait for each other
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
+    """task -> an uninterrupted run of a tiny recipe, made by the command; nobody may change it."""
+    runs: dict[str, Finished] = {}
+
+    def of(task: str) -> Finished:
+        if task not in runs:
+            runs[task] = finish(tmp_path_factory.mktemp(f"run-{task}"), task)
+        return runs[task]
+
+    return of
