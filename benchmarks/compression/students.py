@@ -1,0 +1,67 @@
+"""Train and compress every student of one data set, after one teacher; benchmarks/compression/table.py then measures.
+
+    .venv/bin/python benchmarks/compression/students.py movie-reviews-mpnet --data DIR --model FOLDER
+
+DIR holds the data set's folder (train, validation, test and perhaps unlabeled .jsonl). The recipe is that of
+benchmarks/compression/recipes/NAME.yaml; each student changes the keys that STUDENTS says. Teacher and teacher's logits
+are computed once, since the pipeline's stages are kept while what they read is the same. A killed run goes on where it
+was; a student that is done is not made again. `--teacher FOLDER` takes a teacher that was fine-tuned before.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from compress.pipeline import compress
+
+RECIPES = Path(__file__).parent / "recipes"
+STUDENTS = {
+    "6 layers": ["student.layers=6"],
+    "3 layers": ["student.layers=3"],
+    "2 x 128": ["student.layers=2", "student.hidden_size=128", "distill.learning_rate=7.0e-4", "distill.epochs=6"],
+}
+KEPT = {
+    "teacher.onnx": "work/export/teacher.fp32.onnx",
+    "teacher.tokenizer.json": "work/teacher/tokenizer.json",
+    "student.onnx": "work/export/model.fp32.onnx",
+    "student.tokenizer.json": "work/distill/tokenizer.json",
+    "calibration.json": "work/calibrate/calibration.json",
+    "manifest.json": "bundle/manifest.json",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data set's folder")
+    parser.add_argument("--model", help="the pre-trained teacher, where the recipe's is not installed")
+    parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher; the recipe's fine_tune is left out")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--only", nargs="*", choices=list(STUDENTS), help="some of the students")
+    parser.add_argument("--set", nargs="*", default=[], help="more keys of the recipe, for all students")
+    arguments = parser.parse_args()
+    recipe = RECIPES / f"{arguments.name}.yaml"
+    out = arguments.out / arguments.name
+    dataset = next(line.split()[-1] for line in recipe.read_text().splitlines() if line.startswith("# data:"))
+    common = [f"data.folder={(arguments.data / dataset).resolve()}", *arguments.set]
+    if arguments.model:
+        common.append(f"teacher.model={arguments.model}")
+    if arguments.teacher:
+        common += [f"teacher.model={arguments.teacher.resolve()}", "teacher.fine_tune=null"]
+    console = Console(highlight=False)
+    for student in arguments.only or STUDENTS:
+        kept = out / "students" / student.replace(" ", "")
+        if (kept / "manifest.json").is_file():
+            console.print(f"{student}: done earlier")
+            continue
+        console.rule(f"{arguments.name}: {student}")
+        compress(recipe, [*common, *STUDENTS[student]], out, console, force=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        for name, source in KEPT.items():  # the manifest last: it says that the student is done
+            shutil.copyfile(out / source, kept / name)
+
+
+if __name__ == "__main__":
+    main()
