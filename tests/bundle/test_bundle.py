@@ -189,3 +189,25 @@ def test_another_user_can_read_a_written_bundle(tiny_bundle: Bundle) -> None:
 def test_manifests_are_immutable(tiny_bundle: Bundle) -> None:
     with pytest.raises(ValidationError):
         tiny_bundle.manifest.name = "other"
+
+
+@pytest.mark.parametrize(("scores", "fits"), [([0.5] * 2, True), ([0.5] * 6, True), ([0.5] * 5, False), ([], False)])
+def test_golden_scores_of_tokens_are_whole_rows(
+    tiny_bundle: Bundle, tmp_path: Path, scores: list[float], fits: bool
+) -> None:
+    """Token classification: the scores of one token after those of another, each with one for every label."""
+    line = json.dumps({"text": "a", "label": "O", "scores": {"fp32": scores}}).encode()
+    files = {name: tiny_bundle.path(name) for name in tiny_bundle.manifest.files} | {LAYOUT.golden: line}
+    bundle = write_bundle(tmp_path / "tags", tiny_manifest(task="token-classification"), files)
+    if fits:
+        assert len(bundle.golden()[0].scores["fp32"]) == len(scores)
+    else:
+        with pytest.raises(errors.LabelMismatchError, match=r"golden\.jsonl:1: \d scores of variant 'fp32'"):
+            bundle.golden()
+
+
+def test_a_variant_that_was_forced_may_be_served(tiny_bundle: Bundle) -> None:
+    variant = tiny_bundle.manifest.variants[0]
+    failed = variant.model_copy(update={"gate_passed": False, "gate_reason": "too big"})
+    assert not failed.servable
+    assert failed.model_copy(update={"forced": True}).servable

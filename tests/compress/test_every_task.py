@@ -19,6 +19,7 @@ from service.golden import verify_variant
 from tests.bundle.test_bundle import reseal
 from tests.support.command import limbeck
 from tests.support.reference import Served
+from tests.support.rows import read_lines, write_lines
 from tests.support.runs import Finished
 
 METRIC = {
@@ -127,6 +128,23 @@ def test_another_models_weights_do_not_pass_as_this_ones(made: Finished, task: T
     reseal(tmp_path / "bundle", lambda document: document["files"].update({"model.fp32.onnx": entry}))
     with pytest.raises(GoldenMismatchError, match="this machine computes differently"):
         verify_variant(open_bundle(tmp_path / "bundle"), "fp32")
+
+
+def test_golden_scores_of_another_number_of_tokens_are_refused(made: Finished, task: Task, tmp_path: Path) -> None:
+    """A tokenizer that is not the bundle's own gives a text other tokens."""
+    if task is not Task.TOKEN_CLASSIFICATION:
+        pytest.skip("of token classification: the other tasks have one row a text")
+    shutil.copytree(made.out / "bundle", tmp_path / "bundle")
+    path = tmp_path / "bundle/golden.jsonl"
+    lines = read_lines(path)
+    labels = len(made.bundle.manifest.labels)
+    tokens = len(lines[0]["scores"]["int8"]) // labels
+    lines[0]["scores"] = {variant: scores[:-labels] for variant, scores in lines[0]["scores"].items()}
+    write_lines(path, lines)
+    entry = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+    reseal(tmp_path / "bundle", lambda document: document["files"].update({"golden.jsonl": entry}))
+    with pytest.raises(GoldenMismatchError, match=f"found {tokens} tokens, expected {tokens - 1}"):
+        verify_variant(open_bundle(tmp_path / "bundle"), "int8")
 
 
 def test_int8_scores_do_not_depend_on_batch_mates(made: Finished, task: Task) -> None:
