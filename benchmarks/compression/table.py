@@ -6,9 +6,13 @@ All models of a data set take turns in one run, one thread each, on real lengths
 metric with its paired 95 % bootstrap interval; flips are decisions unlike the same model's in FP32; among 31 others:
 decisions that change when a text shares its batch, and whether all logits stay equal bit by bit. A speed is a ratio to
 the teacher in ONNX Runtime FP32 as exported: the lowest and the median of the repeats' ratios of medians.
+
+What does not depend on the machine's load is kept in OUT/NAME/quality.json while the models' files are the same, so
+`--no-speed` on a busy machine and then the whole command on an idle one gives honest speeds in little time.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -67,7 +71,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256, help="texts that are timed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds in each repeat")
+    parser.add_argument("--no-speed", action="store_true", help="leave the speeds out: for a machine that is not idle")
     arguments = parser.parse_args()
+    load = load_average()  # before anything of this run is part of it
     path = RECIPES / f"{arguments.name}.yaml"
     dataset = next(line.split()[-1] for line in path.read_text().splitlines() if line.startswith("# data:"))
     recipe = load_recipe(path, [f"data.folder={arguments.data / dataset}", *arguments.set])
@@ -76,36 +82,52 @@ def main() -> None:
     ruler = Ruler(spec, splits.labels, Evaluate(), recipe.seed, console)
     out = arguments.out / arguments.name
     rows = build(out, recipe, ruler, splits.validation, splits.train[: recipe.quantize.calibration_texts])
-    load = load_average()
     print(f"Machine: {describe_machine()}; load average {load:.2f} before the start.")
-    if load > 0.3:
-        print("**The machine was not idle: quote no speed from this run.**")
     print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
-    chosen = np.random.default_rng(0).permutation(len(splits.test))[: arguments.texts]
-    timed = {row.name: _timed(row.subject, [splits.test[i].input for i in sorted(chosen)]) for row in rows}
-    repeats = [measure_latency(timed, arguments.rounds, console, SIZES) for _ in range(arguments.repeats)]
-    found = {row.name: answers(ruler, row.name, row.subject, splits.test) for row in rows}
-    tokens = [encoding.tokens for encoding in timed[rows[0].name].encodings]
-    print(
-        f"{len(splits.test)} test texts; {len(tokens)} of them timed, {statistics.mean(tokens):.0f} tokens each, "
-        f"{arguments.repeats} repeats of {arguments.rounds} rounds.\n"
-    )
+    repeats: list[Any] = []
+    if not arguments.no_speed:
+        if load > 0.3:
+            print("**The machine was not idle: quote no speed from this run.**")
+        chosen = np.random.default_rng(0).permutation(len(splits.test))[: arguments.texts]
+        timed = {row.name: _timed(row.subject, [splits.test[i].input for i in sorted(chosen)]) for row in rows}
+        repeats = [measure_latency(timed, arguments.rounds, console, SIZES) for _ in range(arguments.repeats)]
+        tokens = statistics.mean(encoding.tokens for encoding in timed[rows[0].name].encodings)
+        print(
+            f"{len(chosen)} texts timed, {tokens:.0f} tokens each, {arguments.repeats} repeats of {arguments.rounds} "
+            "rounds."
+        )
+    score, cells = quality(out, ruler, rows, splits.test)
     main_metric = METRICS[spec.metric]
     print(
+        f"{len(splits.test)} test texts.\n\n"
         f"| model | {main_metric.name} [95 %] | retained [95 %] | flips | among 31 others | ECE | MB | batch 1: ms, "
         "speed lowest (median) | batch 8 |\n|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        print(line(ruler, row, rows[0].name, found, repeats, splits.test))
+        speeds = [speed(row.name, rows[0].name, size, repeats) for size in SIZES]
+        print(f"| {' | '.join([row.name, *cells[row.name], *speeds])} |")
     for manifest in sorted(out.glob("students/*/manifest.json")):
         for baseline in json.loads(manifest.read_text())["baselines"]:
-            score = baseline["score"]
-            told = _percent(score["value"], score["low"], score["high"])
-            share = 100 * score["value"] / main_metric(found[rows[0].name].counts)
+            told = _percent(*(baseline["score"][key] for key in ("value", "low", "high")))
+            share = 100 * baseline["score"]["value"] / score
             print(
                 f"| {baseline['name']} ({manifest.parent.name}) | {told}"
                 f" | {share:.1f} % | | | | {baseline['size_bytes'] / 1e6:.1f} | | |"
             )
+
+
+def quality(out: Path, ruler: Ruler, rows: list[Row], test: list[Example]) -> tuple[float, dict[str, list[str]]]:
+    """Return the teacher's score and each model's cells that time has no part in; computed once for the same files."""
+    path = out / "quality.json"
+    files = {row.name: hashlib.sha256(row.subject.path.read_bytes()).hexdigest() for row in rows}
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if kept.get("files") != files:
+        found = {row.name: answers(ruler, row.name, row.subject, test) for row in rows}
+        cells = {row.name: qualities(ruler, row, rows[0].name, found, test) for row in rows}
+        score = METRICS[ruler.spec.metric](found[rows[0].name].counts)
+        kept = {"files": files, "score": score, "cells": cells}
+        path.write_text(json.dumps(kept, indent=2))
+    return kept["score"], kept["cells"]
 
 
 def build(
@@ -152,10 +174,8 @@ def build(
     return rows
 
 
-def line(
-    ruler: Ruler, row: Row, teacher: str, found: dict[str, Answers], repeats: list[Any], test: list[Example]
-) -> str:
-    """Return a model's line of the table."""
+def qualities(ruler: Ruler, row: Row, teacher: str, found: dict[str, Answers], test: list[Example]) -> list[str]:
+    """Return a model's cells from its score to its size."""
     own, spec, main_metric = found[row.name], ruler.spec, METRICS[ruler.spec.metric]
     samples, seed = ruler.config.bootstrap_samples, ruler.seed
     score = interval(main_metric, own.counts, samples, seed)
@@ -163,14 +183,18 @@ def line(
     scores = activate(own.rows, spec.activation, row.subject.fitted.temperature)
     error = reliability(scores, own.encoded.targets, spec.multi_label).expected_error
     changed = flips(ruler, found[row.reference], own).value
-    cells = [row.name, _percent(score.value, score.low, score.high), _percent(kept.value, kept.low, kept.high)]
+    cells = [_percent(score.value, score.low, score.high), _percent(kept.value, kept.low, kept.high)]
     cells += [f"{changed:.2%}", among_others(ruler, row.subject, own, test), f"{error:.3f}"]
-    cells += [f"{row.subject.path.stat().st_size / 1e6:.1f}"]
-    for size in SIZES:
-        ratios = [one[teacher][size].median_ms / one[row.name][size].median_ms for one in repeats]
-        ms = statistics.median(one[row.name][size].median_ms for one in repeats)
-        cells.append(f"{ms:.2f} ms, {min(ratios):.1f}× ({statistics.median(ratios):.1f}×)")
-    return f"| {' | '.join(cells)} |"
+    return [*cells, f"{row.subject.path.stat().st_size / 1e6:.1f}"]
+
+
+def speed(name: str, teacher: str, size: int, repeats: list[Any]) -> str:
+    """Return milliseconds a call and the ratio to the teacher, lowest and median of the repeats; empty: not timed."""
+    if not repeats:
+        return ""
+    ratios = [one[teacher][size].median_ms / one[name][size].median_ms for one in repeats]
+    ms = statistics.median(one[name][size].median_ms for one in repeats)
+    return f"{ms:.2f} ms, {min(ratios):.1f}× ({statistics.median(ratios):.1f}×)"
 
 
 def among_others(ruler: Ruler, subject: Subject, alone: Answers, test: list[Example]) -> str:
