@@ -6,6 +6,7 @@ DIR holds the data set's folder (train, validation, test and perhaps unlabeled .
 benchmarks/compression/recipes/NAME.yaml; each student changes the keys that STUDENTS says. Teacher and teacher's logits
 are computed once, since the pipeline's stages are kept while what they read is the same. A killed run goes on where it
 was; a student that is done is not made again. `--teacher FOLDER` takes a teacher that was fine-tuned before.
+`--ladder` makes the smaller students of the 6-layer one instead of what the recipe's `student.init` names.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from compress.pipeline import compress
 
 RECIPES = Path(__file__).parent / "recipes"
 STUDENTS = {
-    "6 layers": ["student.layers=6"],
+    "6 layers": ["student.layers=6", "distill.epochs=2"],  # near the teacher from the start
     "3 layers": ["student.layers=3"],
     "2 x 128": ["student.layers=2", "student.hidden_size=128", "distill.learning_rate=7.0e-4", "distill.epochs=6"],
 }
+LADDER = Path("students/6layers/model")
 KEPT = {
     "teacher.onnx": "work/export/teacher.fp32.onnx",
     "teacher.tokenizer.json": "work/teacher/tokenizer.json",
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data set's folder")
     parser.add_argument("--model", help="the pre-trained teacher, where the recipe's is not installed")
     parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher; the recipe's fine_tune is left out")
+    parser.add_argument("--ladder", action="store_true", help="begin the others from the 6-layer student")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--only", nargs="*", choices=list(STUDENTS), help="some of the students")
     parser.add_argument("--set", nargs="*", default=[], help="more keys of the recipe, for all students")
@@ -57,8 +60,12 @@ def main() -> None:
             console.print(f"{student}: done earlier")
             continue
         console.rule(f"{arguments.name}: {student}")
-        compress(recipe, [*common, *STUDENTS[student]], out, console, force=True)
+        begins = [f"student.init={(out / LADDER).resolve()}"] if arguments.ladder and student != "6 layers" else []
+        compress(recipe, [*common, *STUDENTS[student], *begins], out, console, force=True)
         kept.mkdir(parents=True, exist_ok=True)
+        if student == "6 layers":
+            shutil.copytree(out / "work/distill/model", out / LADDER, dirs_exist_ok=True)
+            shutil.copyfile(out / "work/distill/tokenizer.json", out / LADDER / "tokenizer.json")
         for name, source in KEPT.items():  # the manifest last: it says that the student is done
             shutil.copyfile(out / source, kept / name)
 
