@@ -10,9 +10,10 @@ from fastapi import FastAPI
 
 from service.api import failures, native, operations
 from service.errors import StartupError
+from service.folders import find_bundles
 from service.limits import BodyLimitMiddleware
 from service.metrics import Metrics, RequestMetricsMiddleware
-from service.registry import Model, Registry, find_bundles, load_model
+from service.registry import Model, Registry, load_model
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ Exception
     ├── BodyTooLargeError        413  more bytes than max_body_bytes
     ├── ContentTypeError         415  the body is not declared as JSON
     ├── ClientGoneError          499  nobody is left to answer; seen in metrics only
+    ├── DeadlineError            504  the request's deadline passed before it was run
     ├── InferenceError           500  tokenization or the model failed; the log has the details
     ├── UnexpectedError          500  a fault of the service itself; the log has the traceback
     └── UnavailableError         come back later: Retry-After is always set
@@ -105,6 +106,16 @@ class ClientGoneError(ServiceError):
 
     status = 499
     code = "client_gone"
+
+
+class DeadlineError(ServiceError):
+    """The request's deadline passed before it was run."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the request's deadline passed before it could be run; it was not run")
 
 
 class InferenceError(ServiceError):

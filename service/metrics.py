@@ -27,6 +27,10 @@ class EngineMetrics:
     inputs: Counter
     inputs_truncated: Counter
     queue_entries: Gauge
+    cancelled: Counter
+    expired: Counter
+    failed_batches: Counter
+    hung_sessions: Counter
 
     def watch_queue(self, entries: Callable[[], int]) -> None:
         """Read the gauge from `entries` whenever it is scraped."""
@@ -56,7 +60,7 @@ class Metrics:
             "limbeck_queue_wait_seconds", "An entry's time between admission and its batch", _SECONDS, *model
         )
         self._tokenization = self._histogram(
-            "limbeck_tokenization_seconds", "A request's tokenization, waiting for a thread included", _SECONDS, *model
+            "limbeck_tokenization_seconds", "One call of the tokenizer, for one or several requests", _SECONDS, *model
         )
         self._inference = self._histogram("limbeck_inference_seconds", "One batch in the model", _SECONDS, *model)
         self._batch_size = self._histogram("limbeck_batch_size", "Entries in a batch", _ENTRIES, *model)
@@ -66,6 +70,20 @@ class Metrics:
             "limbeck_inputs_truncated_total", "Admitted entries cut to the model's max_length", *model
         )
         self._queue_entries = self._gauge("limbeck_queue_entries", "Entries that wait for a batch", *model)
+        self._cancelled = self._counter(
+            "limbeck_cancelled_entries_total", "Entries that were not run because their client was gone", *model
+        )
+        self._expired = self._counter(
+            "limbeck_expired_entries_total", "Entries that were not run because their deadline had passed", *model
+        )
+        self._failed_batches = self._counter(
+            "limbeck_failed_batches_total",
+            "Batches in which the model failed; their entries were run again alone",
+            *model,
+        )
+        self._hung_sessions = self._counter(
+            "limbeck_hung_sessions_total", "Sessions given up because a call took more than hung_session_s", *model
+        )
 
     def engine(self, model: str, version: str) -> EngineMetrics:
         """Return the metrics of one loaded model."""
@@ -78,6 +96,10 @@ class Metrics:
             inputs=self._inputs.labels(model, version),
             inputs_truncated=self._truncated.labels(model, version),
             queue_entries=self._queue_entries.labels(model, version),
+            cancelled=self._cancelled.labels(model, version),
+            expired=self._expired.labels(model, version),
+            failed_batches=self._failed_batches.labels(model, version),
+            hung_sessions=self._hung_sessions.labels(model, version),
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

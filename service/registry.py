@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +14,10 @@ from service.engine.batcher import Batcher
 from service.engine.errors import EngineError, SessionError
 from service.engine.postprocess import activate
 from service.engine.queue import BatchQueue
+from service.engine.request import Work
 from service.engine.session import Session, available_providers
 from service.engine.tokenization import Encoding, Tokenizer, pad
+from service.engine.worker import Infer
 from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
 from service.golden import check_golden
 from service.metrics import Metrics
@@ -26,6 +26,8 @@ from service.variants import AUTO, CPU, CUDA, Choice, choose_variant
 
 log = logging.getLogger(__name__)
 
+# A call's fixed cost is that of 7 to 12 tokens on CPU (docs/experiments.md): more padding costs more than it saves.
+_CPU_PADDING_TOKENS = 8
 _WARM_UP_LENGTHS = (16, 128, 512)  # tokens; those below max_length, and max_length itself
 
 
@@ -59,7 +61,10 @@ class Model:
 
     def infer(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         """Return calibrated scores (B, C) float32 for one batch; may be called from several threads."""
-        logits = self.session.run(pad(encodings, self.tokenizer.pad_id))
+        return self._infer_in(self.session, encodings)
+
+    def _infer_in(self, session: Session, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        logits = session.run(pad(encodings, self.tokenizer.pad_id))
         return activate(logits, self.manifest.activation, self.manifest.temperature)
 
     def warm_up(self, settings: Settings) -> None:
@@ -73,19 +78,32 @@ class Model:
     def start(self, settings: Settings, metrics: Metrics) -> None:
         """Start the batcher on the running event loop."""
         name, version = self.manifest.name, self.manifest.version
-        queue: BatchQueue[Any] = BatchQueue(
+        padding = settings.max_padding_tokens
+        if padding is None:
+            padding = _CPU_PADDING_TOKENS if self.session.provider == CPU else settings.max_batch_tokens
+        queue: BatchQueue[Work] = BatchQueue(
             capacity_entries=settings.queue_capacity,
             capacity_tokens=settings.queue_capacity_tokens,
             max_batch_size=settings.max_batch_size,
             max_batch_tokens=settings.max_batch_tokens,
+            max_padding_tokens=padding,
+            bulk_aging_s=settings.bulk_aging_ms / 1000,
+            max_delay_s=settings.max_batch_delay_ms / 1000,
         )
+
+        def make_infer() -> Infer:
+            session = load_session(self.bundle, Choice(self.variant, self.session.provider), settings)
+            return lambda encodings: self._infer_in(session, encodings)
+
         self._batcher = Batcher(
             queue,
             self.tokenizer.encode,
             self.infer,
+            make_infer=make_infer,
             sessions=settings.sessions,
+            hung_session_s=settings.hung_session_s,
             metrics=metrics.engine(name, version),
-        ).start()
+        )
         metrics.model_ready.labels(name, version, self.variant.name).set_function(lambda: float(self.ready))
 
     async def close(self, timeout_s: float) -> None:
@@ -93,33 +111,6 @@ class Model:
         self.draining = True
         if self._batcher is not None:
             await self._batcher.close(timeout_s)
-
-
-def find_bundles(settings: Settings) -> list[Path]:
-    """Return the bundle folders that the settings name; raises StartupError when a folder of models has none."""
-    folders = list(settings.bundles)
-    if settings.model_folder is not None:
-        try:
-            folders += _bundles_in(settings.model_folder)
-        except OSError as error:
-            raise StartupError(
-                f"model_folder {settings.model_folder}: cannot be read: {error.strerror}; "
-                f"the service runs as user id {os.getuid()}, which needs to read it"
-            ) from error
-    return folders
-
-
-def _bundles_in(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise StartupError(f"model_folder {root}: expected a folder, found {'a file' if root.exists() else 'none'}")
-    if (root / LAYOUT.manifest).exists():
-        return [root]
-    found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise StartupError(
-            f"model_folder {root}: no bundle in it; expected {LAYOUT.manifest}, or sub-folders that hold one"
-        )
-    return found
 
 
 def load_model(path: Path, settings: Settings) -> Model:
@@ -171,17 +162,18 @@ def _load_session(bundle: Bundle, settings: Settings) -> tuple[Choice, Session]:
     providers = available_providers()
     choice = choose_variant(bundle.manifest, settings.variant, providers)
     try:
-        return choice, _session(bundle, choice, settings)
+        return choice, load_session(bundle, choice, settings)
     except SessionError as error:
         # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
         if choice.provider != CUDA or settings.variant != AUTO:
             raise
         log.warning("%s; taking the CPU instead", error)
     choice = choose_variant(bundle.manifest, AUTO, [CPU])
-    return choice, _session(bundle, choice, settings)
+    return choice, load_session(bundle, choice, settings)
 
 
-def _session(bundle: Bundle, choice: Choice, settings: Settings) -> Session:
+def load_session(bundle: Bundle, choice: Choice, settings: Settings) -> Session:
+    """Load one session of the chosen variant; raises SessionError or LabelMismatchError."""
     return Session(
         bundle.path(choice.variant.file),
         threads=settings.threads,

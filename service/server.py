@@ -11,7 +11,7 @@ from bundle import LAYOUT
 from bundle.reader import missing_bundle
 from service.app import create_app
 from service.errors import StartupError
-from service.registry import find_bundles
+from service.folders import find_bundles
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

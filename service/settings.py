@@ -65,6 +65,20 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         default=4096, ge=1, description="most padded tokens (longest × rows) in one batch; one entry always goes"
     )
+    max_padding_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="most padding that one entry may add to a batch; unset: 8 on a CPU, no bound on a GPU",
+    )
+    max_batch_delay_ms: float = Field(
+        default=0, ge=0, le=60_000, description="how long a batch that is not full may wait for more entries"
+    )
+    bulk_aging_ms: float = Field(
+        default=1000, ge=0, description="bulk entries go before interactive ones that come so much later"
+    )
+    hung_session_s: float = Field(
+        default=30, gt=0, description="a call of the model that takes longer is given up and its session replaced"
+    )
     queue_capacity: int = Field(default=1024, ge=1, description="most entries waiting, per model; beyond: 429")
     queue_capacity_tokens: int = Field(default=131072, ge=1, description="most tokens waiting, per model; beyond: 429")
     max_body_bytes: int = Field(default=1048576, ge=1, description="largest request body; beyond: 413")

@@ -16,8 +16,8 @@ from service.api.schemas import (
     ModelList,
     Result,
 )
-from service.engine.batcher import Classified
 from service.engine.postprocess import rank
+from service.engine.request import Classified
 from service.errors import (
     BodyTooLargeError,
     ContentTypeError,

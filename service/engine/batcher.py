@@ -1,23 +1,25 @@
-"""Owns the queue: admits requests, forms a batch whenever an inference slot is free, resolves every entry.
+"""Answers every request: takes it in, has it tokenized, forms batches whenever a session is free, hands out results.
 
-One asyncio task, the owner, takes batches from the queue; inference and tokenization run in thread pools. There is no
-wait timer: a batch forms when it can run, so what waits meanwhile is what the next batch is made of.
+All decisions are steps of one owner on the event loop, so there are no locks. Tokenization (`coalescer`) and inference
+(`workers`) run in threads of their own, which hand their results back as steps. There is no wait timer unless
+`max_batch_delay_ms` asks for one: what waits while the sessions are busy is what the next batch is made of.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Self
+from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.engine.queue import BatchQueue, Entry, Refusal
-from service.engine.tokenization import Encoding, TextInput
+from service.engine.coalescer import Coalescer, Tokenize
+from service.engine.owner import Owner
+from service.engine.queue import BatchQueue, Priority, Refusal
+from service.engine.request import Classified, Request, Work
+from service.engine.tokenization import TextInput
+from service.engine.worker import Batch, Infer, Missing, Outcome
+from service.engine.workers import Workers
 from service.errors import (
+    DeadlineError,
     DrainingError,
     InferenceError,
     InvalidInputError,
@@ -29,239 +31,242 @@ from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
 
-Tokenize = Callable[[Sequence[TextInput]], list[Encoding]]
-Infer = Callable[[Sequence[Encoding]], NDArray[np.float32]]
-
 _NEWEST_SHARE = 0.2  # of the latest batch in the moving average of throughput
-
-
-@dataclass(frozen=True, slots=True)
-class Classified:
-    """The result for one input."""
-
-    scores: NDArray[np.float32]  # (C,)
-    tokens: int
-    truncated: bool
-
-
-class _Request:
-    """The entries of one call of `classify`, and the future that its caller awaits."""
-
-    def __init__(self, encodings: Sequence[Encoding]) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.admitted_s = time.perf_counter()
-        self.scores: list[NDArray[np.float32] | None] = [None] * len(encodings)
-        self.missing = len(encodings)
-        self.entries = [Entry(_Place(self, row, encoding), encoding.tokens) for row, encoding in enumerate(encodings)]
-
-    def deliver(self, row: int, scores: NDArray[np.float32]) -> None:
-        self.scores[row] = scores
-        self.missing -= 1
-        if not self.missing and not self.future.done():
-            self.future.set_result(None)
-
-    def fail(self, error: ServiceError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    request: _Request
-    row: int
-    encoding: Encoding
+_PREPARED = 1  # batch that waits for a session, so that none stands idle until the event loop's next turn
+_THREADS_END_S = 2.0  # what `close` waits for threads: one that is left in ONNX Runtime can abort the ending process
 
 
 class Batcher:
     """Classifies for one model. Create and use it on one event loop.
 
     `tokenize` and `infer` are called in threads, `infer` up to `sessions` times at once; it takes the encodings of
-    one batch and returns scores (B, C) float32.
+    one batch and returns scores (B, C) float32. A call of it that takes longer than `hung_session_s` seconds is given
+    up, and `make_infer` makes a new session in its place.
     """
 
     def __init__(
-        self, queue: BatchQueue[_Place], tokenize: Tokenize, infer: Infer, *, sessions: int, metrics: EngineMetrics
+        self,
+        queue: BatchQueue[Work],
+        tokenize: Tokenize,
+        infer: Infer,
+        *,
+        make_infer: Callable[[], Infer],
+        sessions: int,
+        hung_session_s: float,
+        metrics: EngineMetrics,
     ) -> None:
         self._queue = queue
-        self._tokenize = tokenize
-        self._infer = infer
-        self._sessions = sessions
         self._metrics = metrics
-        self._infer_pool = ThreadPoolExecutor(sessions, thread_name_prefix="limbeck-infer")
-        self._tokenize_pool = ThreadPoolExecutor(sessions, thread_name_prefix="limbeck-tokenize")
-        self._owner: asyncio.Task[None] | None = None
-        self._batches: set[asyncio.Task[None]] = set()  # never more than `sessions`
-        self._requests: set[_Request] = set()  # admitted, not yet answered
-        self._unanswered = 0  # requests inside `classify`, those in tokenization included
+        self._sessions = sessions
+        self._loop = asyncio.get_running_loop()
+        self._owner = Owner(self._loop, self._died)
+        self._coalescer = Coalescer(tokenize, self._owner, self._tokenized)
+        self._workers = Workers(
+            infer,
+            make_infer,
+            self._owner,
+            ran=self._ran,
+            hung=self._hung,
+            changed=self._dispatch,
+            sessions=sessions,
+            hung_session_s=hung_session_s,
+        )
+        self._requests: set[Request] = set()  # accepted, not yet answered
         self._idle = asyncio.Event()
-        self._idle.set()
-        self._wake = asyncio.Event()
         self._closing = False
-        self._tokens_per_s: float | None = None  # of one slot, without padding
+        self._asking_again: asyncio.TimerHandle | None = None
+        self._tokens_per_s: float | None = None  # of one session, without padding
         metrics.watch_queue(lambda: queue.waiting_entries)
-
-    def start(self) -> Self:
-        """Start the owner task; needs a running event loop."""
-        self._owner = asyncio.create_task(self._own(), name="limbeck-batcher")
-        self._owner.add_done_callback(self._owner_ended)
-        return self
 
     @property
     def healthy(self) -> bool:
-        """Whether the owner task lives; false the moment it ends, for whatever reason."""
-        return self._owner is not None and not self._owner.done()
+        """Whether requests are taken: false the moment the owner dies, and while no session is there."""
+        return self._owner.alive and self._workers.ready > 0
 
-    async def classify(self, inputs: Sequence[TextInput]) -> list[Classified]:
-        """Return a result for each input, in order, or raise one ServiceError for all of them.
+    async def classify(
+        self,
+        inputs: Sequence[TextInput],
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        deadline_s: float | None = None,
+    ) -> list[Classified]:
+        """Return a result for each input, in order, or raise one ServiceError for all of them; see `submit`."""
+        return await self.submit(inputs, priority=priority, deadline_s=deadline_s)
 
-        Raises QueueFullError, DrainingError, NotReadyError, InvalidInputError or InferenceError. Cancelling the
-        call drops those of its entries that have not run.
+    def submit(
+        self,
+        inputs: Sequence[TextInput],
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        deadline_s: float | None = None,
+    ) -> asyncio.Future[list[Classified]]:
+        """Accept a request whole, or refuse it at once; the future gets a result for each input or one ServiceError.
+
+        `deadline_s` is on the clock of `time.monotonic`: what has not begun by then is never run, and the request
+        gets DeadlineError. Cancelling the future drops those of its entries that have not begun. Raises
+        QueueFullError, DrainingError, NotReadyError, InvalidInputError or DeadlineError; the future may get the same
+        and InferenceError. Call it on the event loop.
         """
-        if self._closing:
-            raise DrainingError("the service is shutting down")
-        self._unanswered += 1
-        self._idle.clear()
-        try:
-            return await self._classify(inputs)
-        finally:
-            self._unanswered -= 1
-            if not self._unanswered:
-                self._idle.set()
+        if self._closing or not self.healthy:
+            raise self._not_healthy()
+        count = len(inputs)
+        if not count:
+            raise InvalidInputError("inputs", "found none, expected at least one text")
+        wait_s = None if deadline_s is None else deadline_s - time.monotonic()
+        if wait_s is not None and wait_s <= 0:
+            self._metrics.expired.inc(count)
+            raise DeadlineError()
+        if refusal := self._queue.reserve(count):
+            raise self._refused(refusal, count, "entries")
+        future: asyncio.Future[list[Classified]] = self._loop.create_future()
+        request = Request(future, inputs, priority, deadline_s)
+        self._requests.add(request)
+        future.add_done_callback(partial(self._answered, request))
+        if wait_s is not None:
+            request.timer = self._owner.later(wait_s, self._expire, request)
+        self._coalescer.add(request)
+        return future
 
     async def close(self, timeout_s: float) -> None:
         """Refuse new requests, finish what was accepted within `timeout_s` seconds, fail the rest."""
         self._closing = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                while self._requests:
+                    self._idle.clear()
+                    await self._idle.wait()
         except TimeoutError:
-            log.warning("%d requests were not finished after %s s; they get 503", self._unanswered, timeout_s)
-        tasks = [*self._batches, *([self._owner] if self._owner else [])]
-        for task in tasks:
-            task.cancel()
+            log.warning("%d requests were not finished after %s s; they get 503", len(self._requests), timeout_s)
         self._fail_all(lambda: DrainingError("the service shut down before this request could be run"))
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # A call inside ONNX Runtime cannot be interrupted; its thread ends with it and its result is dropped.
-        self._infer_pool.shutdown(wait=False, cancel_futures=True)
-        self._tokenize_pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.sleep(0)
+        self._owner.stop()
+        threads = [self._coalescer.close(), *self._workers.close()]
+        end_s = time.monotonic() + _THREADS_END_S
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end_s:
+            await asyncio.sleep(0.005)
 
-    async def _classify(self, inputs: Sequence[TextInput]) -> list[Classified]:
-        encodings = await self._tokenize_reserved(inputs)
-        request = _Request(encodings)
-        self._refuse(self._queue.admit(request.entries), sum(encoding.tokens for encoding in encodings), "tokens")
-        if not self.healthy:  # it may have ended during tokenization; nobody would take these entries
-            self._queue.drop(request.entries)
-            raise self._not_healthy()
-        self._metrics.inputs.inc(len(encodings))
-        self._metrics.inputs_truncated.inc(sum(encoding.truncated for encoding in encodings))
-        self._requests.add(request)
-        self._wake.set()
-        try:
-            await request.future
-        finally:  # after a failure or a cancellation nobody wants the others
-            self._requests.discard(request)
-            self._queue.drop(request.entries)
-        return [
-            Classified(scores, encoding.tokens, encoding.truncated)
-            for scores, encoding in zip(request.scores, encodings, strict=True)
-            if scores is not None  # always: the future has a result only when none is missing
-        ]
+    def _tokenized(self, complete: list[Request], unreadable: list[Request], took_s: float) -> None:
+        """Let requests wait for a batch."""
+        self._metrics.tokenization_s.observe(took_s)
+        for request in unreadable:
+            request.fail(InferenceError("tokenization failed; the service's log has the details"))
+        now_s = time.monotonic()
+        admitted = truncated = 0
+        for request in complete:
+            if request.future.done():
+                continue
+            works = request.make_works()
+            if refusal := self._queue.admit(works, now_s):
+                request.fail(self._refused(refusal, sum(work.tokens for work in works), "tokens"))
+                continue
+            admitted += len(works)
+            truncated += sum([encoding.truncated for encoding in request.encodings])
+        self._metrics.inputs.inc(admitted)
+        self._metrics.inputs_truncated.inc(truncated)
+        self._dispatch()
 
-    async def _tokenize_reserved(self, inputs: Sequence[TextInput]) -> list[Encoding]:
-        """Tokenise off the event loop; the places are reserved on return, and given back if it raises."""
-        if not self.healthy:
-            raise self._not_healthy()
-        self._refuse(self._queue.reserve(len(inputs)), len(inputs), "entries")
-        began_s = time.perf_counter()
-        try:
-            encodings = await asyncio.get_running_loop().run_in_executor(self._tokenize_pool, self._tokenize, inputs)
-        except BaseException as error:
-            self._queue.release(len(inputs))
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise  # the caller is gone
-            if self._closing and isinstance(error, asyncio.CancelledError | RuntimeError):  # the pool was shut down
-                raise DrainingError("the service shut down before this request could be run") from error
-            log.exception("tokenization failed")
-            raise InferenceError("tokenization failed; the service's log has the details") from error
-        self._metrics.tokenization_s.observe(time.perf_counter() - began_s)
-        return encodings
+    def _dispatch(self) -> None:
+        """Hand out batches as long as there are sessions for them."""
+        if self._asking_again is not None:
+            self._asking_again.cancel()
+            self._asking_again = None
+        now_s = time.monotonic()
+        while (ahead := self._workers.outstanding - self._workers.ready) < _PREPARED:
+            formed = self._queue.next_batch(now_s, ahead=ahead >= 0)
+            for work in formed.expired:
+                work.request.fail(DeadlineError())
+                self._count_dropped(work.request, 1)
+            if formed.entries:
+                self._workers.run(Batch(formed.entries))
+            elif not formed.expired:
+                if formed.ask_again_s is not None:
+                    self._asking_again = self._owner.later(formed.ask_again_s - now_s, self._dispatch)
+                return
 
-    async def _own(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while len(self._batches) < self._sessions and (batch := self._queue.next_batch()):
-                task = asyncio.create_task(self._run(batch))
-                self._batches.add(task)
-                task.add_done_callback(self._slot_freed)
-
-    def _slot_freed(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
-        self._wake.set()
-
-    async def _run(self, batch: list[Entry[_Place]]) -> None:
-        """Run one batch and resolve each of its entries, on every path."""
-        places = [entry.item for entry in batch]
-        encodings = [place.encoding for place in places]
-        try:
-            began_s = time.perf_counter()
-            for place in places:
-                self._metrics.queue_wait_s.observe(began_s - place.request.admitted_s)
-            self._metrics.batch_size.observe(len(batch))
-            self._metrics.batch_tokens.observe(max(entry.tokens for entry in batch) * len(batch))
-            scores, took_s = await asyncio.get_running_loop().run_in_executor(
-                self._infer_pool, self._timed_infer, encodings
+    def _ran(self, batch: Batch, outcome: Outcome) -> None:
+        """Hand out what a batch gave."""
+        rows = tokens = longest = 0
+        for work, result in zip(batch.works, outcome.results, strict=True):
+            request = work.request
+            if result is Missing.SKIPPED:
+                request.fail(DeadlineError())  # unless it was cancelled or has failed
+                self._count_dropped(request, 1)
+                continue
+            rows += 1
+            tokens += work.tokens
+            longest = max(longest, work.tokens)
+            self._metrics.queue_wait_s.observe(outcome.began_s - work.admitted_s)
+            if result is Missing.NOT_FINITE:
+                request.fail(InferenceError("the model gave a score that is not a finite number"))
+            elif result is Missing.FAILED:
+                request.fail(InferenceError("inference failed; the service's log has the details"))
+            else:
+                request.deliver(work, result)
+        if outcome.retried:
+            self._metrics.failed_batches.inc()
+        elif rows:
+            self._metrics.inference_s.observe(outcome.took_s)
+            rate = tokens / max(outcome.took_s, 1e-6)
+            self._tokens_per_s = (
+                rate if self._tokens_per_s is None else self._tokens_per_s + _NEWEST_SHARE * (rate - self._tokens_per_s)
             )
-            self._metrics.inference_s.observe(took_s)
-            self._measure(sum(entry.tokens for entry in batch) / max(took_s, 1e-6))
-            for place, row in zip(places, scores, strict=True):
-                if np.isfinite(row).all():
-                    place.request.deliver(place.row, row)
-                else:
-                    log.error("the model gave a score that is not a finite number")
-                    place.request.fail(InferenceError("the model gave a score that is not a finite number"))
-        except asyncio.CancelledError:  # only `close` cancels; it has failed, or is about to fail, every request
-            raise
-        except BaseException:  # a panic in an extension must not leave entries unanswered
-            log.exception("inference failed on a batch of %d", len(batch))
-            for place in places:
-                place.request.fail(InferenceError("inference failed; the service's log has the details"))
-        finally:
-            self._queue.finish(batch)
+        if rows:
+            self._metrics.batch_size.observe(rows)
+            self._metrics.batch_tokens.observe(longest * rows)
+        self._dispatch()
 
-    def _timed_infer(self, encodings: Sequence[Encoding]) -> tuple[NDArray[np.float32], float]:
-        began_s = time.perf_counter()
-        scores = self._infer(encodings)
-        return scores, time.perf_counter() - began_s
+    def _hung(self, batch: Batch) -> None:
+        self._metrics.hung_sessions.inc()
+        for work in batch.works:
+            work.request.fail(
+                InferenceError("inference took too long and was given up; the service's log has the details")
+            )
+        self._dispatch()
 
-    def _measure(self, tokens_per_s: float) -> None:
-        old = tokens_per_s if self._tokens_per_s is None else self._tokens_per_s
-        self._tokens_per_s = (1 - _NEWEST_SHARE) * old + _NEWEST_SHARE * tokens_per_s
+    def _expire(self, request: Request) -> None:
+        """Answer a request whose deadline is over, unless all of it is in batches: workers look at the clock, too."""
+        dropped = self._queue.drop(request.works)
+        if dropped or not request.works:
+            request.fail(DeadlineError())
+            self._count_dropped(request, dropped)
 
-    def _refuse(self, refusal: Refusal | None, asked: int, unit: str) -> None:
-        """Raise what a refusal of the queue means to a client."""
-        if refusal is None:
-            return
+    def _answered(self, request: Request, _future: asyncio.Future[list[Classified]]) -> None:
+        """Clear away what a request leaves behind, however it ended."""
+        self._requests.discard(request)
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.missing:
+            if request.works:
+                self._count_dropped(request, self._queue.drop(request.works))
+            else:
+                self._queue.release(len(request.inputs))
+                self._count_dropped(request, len(request.inputs))
+        if self._closing and not self._requests:
+            self._idle.set()
+
+    def _count_dropped(self, request: Request, entries: int) -> None:
+        if request.future.cancelled():
+            self._metrics.cancelled.inc(entries)
+        elif isinstance(request.future.exception(), DeadlineError):
+            self._metrics.expired.inc(entries)
+
+    def _refused(self, refusal: Refusal, asked: int, unit: str) -> ServiceError:
+        """Return what a refusal of the queue means to a client."""
         if refusal in (Refusal.ENTRIES_EVER, Refusal.TOKENS_EVER):
-            raise InvalidInputError(
+            return InvalidInputError(
                 "inputs", f"found {asked} {unit}, more than the queue ever holds; send fewer at once"
             )
         rate = None if self._tokens_per_s is None else self._tokens_per_s * self._sessions
-        raise QueueFullError(
+        return QueueFullError(
             f"the queue has no room for {asked} more {unit}", retry_after_s=self._queue.drain_estimate_s(rate)
         )
 
     def _not_healthy(self) -> ServiceError:
         if self._closing:
-            return DrainingError("the service shut down before this request could be run")
+            return DrainingError("the service is shutting down")
         return NotReadyError("the model's worker is not running")
 
-    def _owner_ended(self, owner: asyncio.Task[None]) -> None:
-        error = None if owner.cancelled() else owner.exception()
-        if self._closing and error is None:
-            return
-        log.critical("the batcher's owner task died; readiness is false from now on", exc_info=error)
+    def _died(self) -> None:
         self._fail_all(lambda: InferenceError("the model's worker died; the service's log has the details"))
 
     def _fail_all(self, make_error: Callable[[], ServiceError]) -> None:

@@ -5,7 +5,8 @@ from bundle.manifest import Variant
 from service import registry as registry_module
 from service.engine.errors import SessionError
 from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
-from service.registry import Registry, find_bundles, load_model, natural_key
+from service.folders import find_bundles
+from service.registry import Registry, load_model, natural_key
 from service.settings import Settings
 from service.variants import CPU, CUDA, choose_variant
 from tests.service.helpers import changed, settings_for
