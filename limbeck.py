@@ -1,17 +1,22 @@
 """The front door: one command, whose sub-commands import what they need only when they run."""
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
 
+from bulk.command import classify
+
 if TYPE_CHECKING:
     from bundle import Bundle
+
+P = ParamSpec("P")
 
 app = typer.Typer(
     help="Compress a text classifier into a small ONNX bundle, prove what was kept, and serve it over HTTP.",
@@ -290,6 +295,7 @@ def _reported(stopped: str = "stopped") -> Iterator[None]:
 
     `stopped` is what is said after Ctrl-C.
     """
+    from bulk.errors import BulkError
     from bundle import BundleError
     from compress.errors import CompressError, GateError
     from service.engine.errors import EngineError
@@ -301,7 +307,7 @@ def _reported(stopped: str = "stopped") -> Iterator[None]:
         if error.table is not None:
             _errors.print(error.table)
         raise _failure(str(error), _GATE_FAILED) from error
-    except (BundleError, CompressError, EngineError, StartupError) as error:
+    except (BulkError, BundleError, CompressError, EngineError, StartupError) as error:
         raise _failure(str(error)) from error
     except OSError as error:
         raise _failure(f"{error.filename or 'files'}: {error.strerror or error}") from error
@@ -320,6 +326,18 @@ def _reported(stopped: str = "stopped") -> Iterator[None]:
 def _failure(message: str, code: int = 1) -> typer.Exit:
     _errors.print(f"error: {message}", markup=False, soft_wrap=True)
     return typer.Exit(code)
+
+
+def _reporting(command: Callable[P, None]) -> Callable[P, None]:
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with _reported():
+            command(*args, **kwargs)
+
+    return run
+
+
+app.command()(_reporting(classify))
 
 
 def main() -> None:

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HALVES = {"bundle", "compress", "service", "limbeck"}
-# imports that each room must never make, directly
+OTHERS = {
+    "bulk": {"compress", "limbeck"},
+    "bundle": {"bulk", "compress", "service", "limbeck"},
+    "compress": {"bulk", "limbeck"},
+    "service": {"bulk", "compress", "limbeck"},
+}
+# imports that each room must never make, directly: other rooms, and packages
 FORBIDDEN = {
-    "bundle": {"compress", "service", "limbeck", "torch", "transformers", "onnx", "onnxruntime", "numpy", "fastapi"},
-    "service": {"compress", "limbeck", "torch", "transformers", "optimum", "onnx", "pyarrow", "yaml", "typer", "rich"},
-    "compress": {"limbeck", "fastapi", "starlette", "uvicorn", "onnxruntime"},
+    "bulk": {"torch", "transformers", "onnx", "onnxruntime", "fastapi", "starlette", "asyncio"},
+    "bundle": {"torch", "transformers", "onnx", "onnxruntime", "numpy", "fastapi"},
+    "service": {"torch", "transformers", "optimum", "onnx", "pyarrow", "yaml", "typer", "rich"},
+    "compress": {"fastapi", "starlette", "uvicorn", "onnxruntime"},
 }
 ENGINE_FOR_COMPRESS = {f"service.engine.{name}" for name in ("session", "tokenization", "postprocess", "errors")}
 
@@ -38,7 +44,7 @@ def files(room: str) -> list[Path]:
 def test_no_import_crosses_a_wall(room: str) -> None:
     assert files(room)
     for path in files(room):
-        crossed = {name for name in imports(path) if name.partition(".")[0] in FORBIDDEN[room]}
+        crossed = {name for name in imports(path) if name.partition(".")[0] in FORBIDDEN[room] | OTHERS[room]}
         assert not crossed, f"{path.relative_to(ROOT)} imports {crossed}"
 
 
@@ -51,6 +57,12 @@ def test_bundle_imports_the_standard_library_and_pydantic_only() -> None:
 def test_compress_takes_what_evaluates_and_nothing_else_of_the_engine() -> None:
     for path in files("compress"):
         assert {name for name in imports(path) if name.startswith("service")} <= ENGINE_FOR_COMPRESS, path
+
+
+def test_bulk_takes_what_classifies_and_nothing_of_http() -> None:
+    allowed = ENGINE_FOR_COMPRESS | {"service.golden", "service.settings", "service.variants"}
+    for path in files("bulk"):
+        assert {name for name in imports(path) if name.startswith("service")} <= allowed, path
 
 
 def test_only_the_session_imports_onnxruntime() -> None:
@@ -76,7 +88,7 @@ sys.meta_path.insert(0, Blocker())
     return subprocess.run([sys.executable, "-c", blocker + code], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-OFFLINE = ["torch", "transformers", "optimum", "onnx", "pyarrow", "yaml", "safetensors", "compress"]
+OFFLINE = ["torch", "transformers", "optimum", "onnx", "pyarrow", "yaml", "safetensors", "compress", "bulk"]
 
 
 def test_the_service_starts_without_the_offline_half() -> None:
@@ -102,12 +114,16 @@ print(sorted(heavy & set(sys.modules)))
         ("torch", ["compress", "examples/movie-reviews/recipe.yaml"], "pip install 'limbeck[compress]'"),
         ("onnxruntime", ["verify", "{bundle}"], "pip install 'limbeck[cpu]'"),
         ("onnxruntime", ["serve", "{bundle}"], "pip install 'limbeck[cpu]'"),
+        ("onnxruntime", ["classify", "{bundle}", "--text", "good"], "pip install 'limbeck[cpu]'"),
+        ("pyarrow", ["classify", "{bundle}", "{rows}", "--out", "{rows}.out.parquet"], "pip install 'limbeck[bulk]'"),
     ],
 )
 def test_a_missing_extra_gives_one_line_with_the_pip_command(
-    missing: str, arguments: list[str], pip: str, tiny_bundle: object
+    missing: str, arguments: list[str], pip: str, tiny_bundle: object, tmp_path: Path
 ) -> None:
-    arguments = [argument.format(bundle=tiny_bundle.folder) for argument in arguments]
+    rows = tmp_path / "rows.parquet"
+    rows.touch()
+    arguments = [argument.format(bundle=tiny_bundle.folder, rows=rows) for argument in arguments]
     result = run_without([missing], f"import sys, limbeck; sys.argv[1:] = {arguments!r}; limbeck.main()")
     assert result.returncode == 1
     assert result.stdout == ""

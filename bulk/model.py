@@ -1,0 +1,62 @@
+"""A bundle made ready to classify on this machine, as the service does it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from bulk.errors import TaskError
+from bundle import LAYOUT, Bundle, Task, open_bundle
+from service.engine.errors import SessionError
+from service.engine.session import Session, available_providers
+from service.engine.tokenization import Tokenizer
+from service.golden import check_golden
+from service.variants import AUTO, CPU, CUDA, Choice, choose_variant
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A verified bundle with one of its variants in memory."""
+
+    bundle: Bundle
+    choice: Choice
+    session: Session
+    tokenizer: Tokenizer
+
+
+def load_model(folder: Path, variant: str) -> Model:
+    """Verify the bundle, load the variant that fits this machine and check its golden scores here.
+
+    Raises BundleError, EngineError, StartupError when no variant fits, and TaskError when it gives no labels to texts.
+    """
+    bundle = open_bundle(folder)
+    if bundle.manifest.task is Task.TOKEN_CLASSIFICATION:
+        raise TaskError(
+            f"cannot classify with bundle {folder}: found task {bundle.manifest.task}, expected one that gives labels "
+            "to whole texts; `limbeck verify` runs it"
+        )
+    tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
+    choice, session = _load_session(bundle, variant)
+    check_golden(bundle, choice.variant.name, session, tokenizer)
+    if choice.variant.forced:
+        reason = choice.variant.gate_reason
+        log.warning("variant %s did not pass its gate and runs by order: %s", choice.variant.name, reason)
+    return Model(bundle, choice, session, tokenizer)
+
+
+def _load_session(bundle: Bundle, variant: str) -> tuple[Choice, Session]:
+    choice = choose_variant(bundle.manifest, variant, available_providers())
+    try:
+        return choice, _session(bundle, choice)
+    except SessionError as error:
+        # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
+        if choice.provider != CUDA or variant != AUTO:
+            raise
+        log.warning("%s; taking the CPU instead", error)
+    choice = choose_variant(bundle.manifest, AUTO, [CPU])
+    return choice, _session(bundle, choice)
+
+
+def _session(bundle: Bundle, choice: Choice) -> Session:
+    return Session(bundle.path(choice.variant.file), provider=choice.provider, labels=len(bundle.manifest.labels))
