@@ -16,7 +16,7 @@ PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingfa
 # Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.
 ENGINE = if [ -x ../shared/docker/engine-up.sh ]; then eval "$$(../shared/docker/engine-up.sh)"; fi;
 
-.PHONY: help install demo serve test test-all test-docker test-gpu lint format clean
+.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,15 @@ test-docker: $(INSTALLED) ## build the images and run them with a real Docker en
 
 test-gpu: $(INSTALLED) ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu -rs
+
+# The demo's student, and for scale its teacher: MiniLM-L6, fine-tuned and packed as it is.
+MODELS ?= --model student=runs/movie-reviews/bundle --model minilm-l6=runs/minilm-l6/bundle
+OUT ?= benchmarks/serving/results/serving.md
+
+bench-serving: $(INSTALLED) ## Limbeck beside six other servers (25 minutes on an idle machine; after make demo; needs wrk)
+	@command -v wrk >/dev/null || { echo "wrk is not installed: apt-get install wrk" >&2; exit 1; }
+	@if [[ "$(MODELS)" == *runs/minilm-l6/bundle* && ! -d runs/minilm-l6/bundle ]]; then benchmarks/serving/teacher.sh; fi
+	$(BIN)/python -m benchmarks.serving.serving $(MODELS) --out $(OUT)
 
 clean: ## remove what was built (.venv, runs, caches); the source stays
 	rm -rf $(VENV) .tmp runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
