@@ -165,6 +165,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes behind the port.  [default: one a CPU; one where there is a GPU]")
+    ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Variant to serve.  [default: the fastest exact one that passed]")
     ] = None,
@@ -178,7 +181,14 @@ def serve(
 
     Example: `limbeck serve runs/movie-reviews/bundle --port 8000`, then open http://127.0.0.1:8000/docs
     """
-    given: dict[str, Any] = {"host": host, "port": port, "variant": variant, "threads": threads, "sessions": sessions}
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "variant": variant,
+        "threads": threads,
+        "sessions": sessions,
+    }
     with _reported():
         from pydantic import ValidationError
 

@@ -7,26 +7,37 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from service.api import failures, native, operations
+from service.api.classify import Classifier
+from service.api.fast_path import FastPath
+from service.board import Seat, State
 from service.errors import StartupError
 from service.folders import find_bundles
 from service.limits import BodyLimitMiddleware
 from service.metrics import Metrics, RequestMetricsMiddleware
 from service.registry import Model, Registry, load_model
-from service.settings import Settings
+from service.settings import AUTO, Settings
+from service.variants import CPU
 
 log = logging.getLogger(__name__)
 
+_REFRESH_S = 1.0
 
-def create_app(settings: Settings, *, on_startup_error: Callable[[StartupError], None] | None = None) -> FastAPI:
+
+def create_app(
+    settings: Settings, *, on_startup_error: Callable[[StartupError], None] | None = None, seat: Seat | None = None
+) -> FastAPI:
     """Return the service as an ASGI app whose lifespan loads the models and drains them at the end.
 
     Models load in a background thread: /health/live answers from the start, /health/ready only once all are loaded,
     warmed up and checked. When one cannot be, nothing is served: readiness stays false, and `on_startup_error` is
     called on the event loop; `service.server.serve` ends the process there. `app.state.registry` is the Registry.
+    `seat` is this process's among several workers; `settings` are then its share.
     """
-    metrics = Metrics()
+    seat = seat or Seat()
+    metrics = Metrics(seat.board, seat.slot)
     registry = Registry(settings.default_model)
 
     def publish(models: list[Model]) -> None:
@@ -39,6 +50,7 @@ def create_app(settings: Settings, *, on_startup_error: Callable[[StartupError],
             return
         for model in models:
             model.start(settings, metrics)
+        seat.report(State.READY)
         log.info("ready: %s", ", ".join(registry.names()))
 
     def fail(error: StartupError) -> None:
@@ -49,14 +61,18 @@ def create_app(settings: Settings, *, on_startup_error: Callable[[StartupError],
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ending = threading.Event()
+        metrics.workers.set_function(lambda: float(registry.ready))
         _load_in_background(settings, publish, fail, ending)
+        telling = asyncio.create_task(_tell_others(metrics)) if seat.board.workers > 1 else None
         try:
             yield
         finally:
+            if telling is not None:
+                telling.cancel()
             ending.set()
             await registry.close(settings.shutdown_timeout_s)
 
-    app = FastAPI(
+    app = _App(
         title="Limbeck",
         version="1",
         description="Text classification from Limbeck bundles.",
@@ -64,12 +80,33 @@ def create_app(settings: Settings, *, on_startup_error: Callable[[StartupError],
         redirect_slashes=False,
     )
     app.state.registry = registry
-    app.include_router(native.router(registry, settings.max_inputs))
-    app.include_router(operations.router(registry, metrics))
+    classifier = Classifier(settings)
+    app.include_router(native.router(registry, classifier))
+    app.include_router(operations.router(registry, metrics, seat.board))
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     failures.install(app, metrics)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # outermost: it sees every status
+    app.fast_path = FastPath(app.framework, registry, classifier, metrics, settings.max_body_bytes)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI behind the fast path: a middleware of FastAPI's would come after three of its own layers."""
+
+    fast_path: FastPath
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.fast_path(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
+async def _tell_others(metrics: Metrics) -> None:
+    """Keep this process's gauges fresh for the workers that are asked for everybody's metrics."""
+    while True:
+        metrics.refresh()
+        await asyncio.sleep(_REFRESH_S)
 
 
 def _load_in_background(
@@ -92,6 +129,7 @@ def _load_in_background(
                 if ending.is_set():
                     return
                 models.append(load_model(folder, settings))
+                _check_device(models[-1], settings.workers)
         except StartupError as error:
             _tell(loop, fail, error)
         except Exception as error:  # a fault of ours, or no memory left: the traceback is needed, and so is the end
@@ -101,6 +139,15 @@ def _load_in_background(
             _tell(loop, publish, models)
 
     threading.Thread(target=load, name="limbeck-load").start()
+
+
+def _check_device(model: Model, workers: int | str) -> None:
+    provider = model.session.provider
+    if provider != CPU and workers not in (1, AUTO):
+        raise StartupError(
+            f"workers is {workers}, but {model.manifest.name} runs on {provider}, which one process owns: "
+            "set LIMBECK_WORKERS=1, or LIMBECK_VARIANT to a variant for the CPU"
+        )
 
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], argument: object) -> None:

@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.board import Board
+from service.instruments import Counter, Gauge, Histogram, Instruments
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -38,10 +41,17 @@ class EngineMetrics:
 
 
 class Metrics:
-    """All metrics of one app, in a registry of its own, so that several apps can live in one process."""
+    """All metrics of one app, in a registry of its own, so that several apps can live in one process.
 
-    def __init__(self) -> None:
+    With a board the registry shows the numbers of all its processes; this one writes to `slot`.
+    """
+
+    def __init__(self, board: Board | None = None, slot: int = 0) -> None:
+        instruments = Instruments(board or Board(), slot)
+        self._counter, self._gauge, self._histogram = instruments.counter, instruments.gauge, instruments.histogram
+        self.refresh = instruments.refresh
         self.registry = CollectorRegistry()
+        self.registry.register(instruments)
         model = ("model", "version")
         self.requests = self._counter("limbeck_requests_total", "Answered requests", "model", "route", "status")
         self.request_duration_s = self._histogram(
@@ -54,7 +64,7 @@ class Metrics:
             "limbeck_rejected_total", "Requests turned away without an answer from the model, by error code", "reason"
         )
         self.model_ready = self._gauge(
-            "limbeck_model_ready", "1 while the model answers, 0 when it drains or died", *model, "variant"
+            "limbeck_model_ready", "1 while the model answers, 0 when it drains or died", *model, "variant", merge=min
         )
         self._queue_wait = self._histogram(
             "limbeck_queue_wait_seconds", "An entry's time between admission and its batch", _SECONDS, *model
@@ -69,6 +79,7 @@ class Metrics:
         self._truncated = self._counter(
             "limbeck_inputs_truncated_total", "Admitted entries cut to the model's max_length", *model
         )
+        self._bound: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._queue_entries = self._gauge("limbeck_queue_entries", "Entries that wait for a batch", *model)
         self._cancelled = self._counter(
             "limbeck_cancelled_entries_total", "Entries that were not run because their client was gone", *model
@@ -84,6 +95,10 @@ class Metrics:
         self._hung_sessions = self._counter(
             "limbeck_hung_sessions_total", "Sessions given up because a call took more than hung_session_s", *model
         )
+        self.workers = self._gauge("limbeck_workers", "Worker processes that answer").labels()
+        self.worker_restarts = self._counter(
+            "limbeck_worker_restarts_total", "Worker processes that ended unasked, each replaced by a new one"
+        ).labels()
 
     def engine(self, model: str, version: str) -> EngineMetrics:
         """Return the metrics of one loaded model."""
@@ -102,20 +117,22 @@ class Metrics:
             hung_sessions=self._hung_sessions.labels(model, version),
         )
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+    def answered(self, model: str, route: str, status: int, took_s: float) -> None:
+        """Count one request. `model` is empty when none was found, `route` is the template of its path."""
+        bound = self._bound.get((model, route, status))
+        if bound is None:
+            bound = self.requests.labels(model, route, str(status)), self.request_duration_s.labels(route)
+            self._bound[model, route, status] = bound
+        requests, duration_s = bound
+        requests.inc()
+        duration_s.observe(took_s)
 
 
 class RequestMetricsMiddleware:
     """Counts and times each HTTP request by the template of its route.
 
-    The model is what the route put into `request.state.model` after it had found one; empty otherwise.
+    The model is what the route put into `request.state.model` after it had found one; empty otherwise. When the
+    request came is in `request.state.arrived_s`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -127,9 +144,8 @@ class RequestMetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began_s = time.perf_counter()
         status = 499  # stays when nobody was left to answer
-        state = scope.setdefault("state", {})
+        state = scope["state"]
 
         async def watched_send(message: Message) -> None:
             nonlocal status
@@ -141,5 +157,4 @@ class RequestMetricsMiddleware:
             await self.app(scope, receive, watched_send)
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._metrics.requests.labels(state.get("model", ""), route, str(status)).inc()
-            self._metrics.request_duration_s.labels(route).observe(time.perf_counter() - began_s)
+            self._metrics.answered(state.get("model", ""), route, status, time.monotonic() - state["arrived_s"])

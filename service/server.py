@@ -1,20 +1,27 @@
-"""Runs the service in uvicorn until a signal ends it."""
+"""Runs the service until a signal ends it: in this process, or in several workers behind one port."""
 
+import asyncio
 import logging
 import socket
 import sys
+from functools import partial
+from importlib.util import find_spec
 from types import FrameType
 
 import uvicorn
 
 from bundle import LAYOUT
 from bundle.reader import missing_bundle
-from service.app import create_app
+from service.board import Seat, State
 from service.errors import StartupError
 from service.folders import find_bundles
 from service.settings import Settings
+from service.supervisor import CANNOT_START, Supervisor
+from service.workers import count_workers, share
 
 log = logging.getLogger(__name__)
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 
 def serve(settings: Settings) -> int:
@@ -24,39 +31,69 @@ def serve(settings: Settings) -> int:
     seconds to finish, the rest get 503; the status is 0. A second signal ends at once. When a bundle cannot be loaded
     or the port cannot be had, the log has one line about it and the status is 1.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
     try:
-        for folder in find_bundles(settings):
-            if not (folder / LAYOUT.manifest).is_file():
-                raise StartupError(missing_bundle(folder))
+        workers = count_workers(settings)
+        if workers == 1:
+            _check_bundles(settings)
         listener = _listen(settings.host, settings.port)
     except StartupError as error:
         log.error("%s", error)
-        return 1
+        return CANNOT_START
+    mine = share(settings, workers)
+    if workers == 1:
+        return _run(mine, Seat(), listener, None)
+    if find_spec("onnxruntime") is None:  # said once, here, and not by each worker that cannot import it
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+    work = partial(_work, mine)
+    return Supervisor(workers, listener, work, shutdown_timeout_s=settings.shutdown_timeout_s).run()
+
+
+def _work(settings: Settings, seat: Seat, channel: socket.socket) -> int:
+    """Be one of several workers."""
+    try:
+        _check_bundles(settings)
+    except StartupError as error:
+        log.error("%s", error)
+        return CANNOT_START
+    return _run(settings, seat, None, channel)
+
+
+def _check_bundles(settings: Settings) -> None:
+    """Raise StartupError when a folder that should be a bundle is none, before anything is loaded."""
+    for folder in find_bundles(settings):
+        if not (folder / LAYOUT.manifest).is_file():
+            raise StartupError(missing_bundle(folder))
+
+
+def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel: socket.socket | None) -> int:
+    """Serve connections from one of the two sockets; return the exit status."""
+    from service.app import create_app
+
     startup_errors: list[StartupError] = []
 
     def stop(error: StartupError) -> None:
         startup_errors.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_startup_error=stop)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
-        )
+    app = create_app(settings, on_startup_error=stop, seat=seat)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="asyncio" if sys.platform == "win32" else "uvloop",  # which has no Windows build
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        proxy_headers=False,  # nothing here asks for the client's address
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
-    server.run(sockets=[listener])
-    return 1 if startup_errors else 0
+    server = _Server(config) if channel is None else _Worker(config, seat, channel)
+    server.run(sockets=[] if listener is None else [listener])
+    return CANNOT_START if startup_errors else 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -77,5 +114,65 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin a graceful stop; unlike uvicorn's, it does not raise the signal again, so the exit status is 0."""
         self.force_exit = self.should_exit
+        self.begin_exit()
+
+    def begin_exit(self) -> None:
+        """Begin a graceful stop."""
         self.should_exit = True
         self.config.app.state.registry.begin_draining()  # type: ignore[union-attr]
+
+
+class _Worker(_Server):
+    """Takes connections from the supervisor's channel instead of a port, and stops when the channel is closed."""
+
+    def __init__(self, config: uvicorn.Config, seat: Seat, channel: socket.socket) -> None:
+        super().__init__(config)
+        self._seat = seat
+        self._channel = channel
+        self._opening: set[asyncio.Task[object]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._channel.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._channel, self._take)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        while self._take():  # what was passed on before the supervisor knew
+            pass
+        asyncio.get_running_loop().remove_reader(self._channel)
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin a graceful stop, however often it is asked for: ending at once is the supervisor's to do."""
+        self.begin_exit()
+
+    def begin_exit(self) -> None:
+        super().begin_exit()
+        self._seat.report(State.LEAVING)
+
+    def _take(self) -> bool:
+        """Serve the next connection in the channel; return whether there was one."""
+        try:
+            letter, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            letter, descriptors = b"", []
+        for descriptor in descriptors:
+            task = asyncio.get_running_loop().create_task(self._open(socket.socket(fileno=descriptor)))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        if not letter:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            self.begin_exit()
+        return bool(letter)
+
+    async def _open(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )

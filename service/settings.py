@@ -4,12 +4,17 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "LIMBECK_"
+
+AUTO: Final = "auto"
+
+MAX_TIMEOUT_MS = 3_600_000
+"""Longest deadline that a request may ask for: an hour."""
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -54,6 +59,10 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on")
+    workers: PositiveInt | Literal["auto"] = Field(
+        default=AUTO,
+        description="processes behind the port; `auto`: as many as CPUs, at most 8, and one where there is a GPU",
+    )
     threads: int = Field(default=1, ge=1, le=1024, description="ONNX Runtime threads within one inference call")
     sessions: int = Field(
         default_factory=usable_cpus, ge=1, le=1024, description="inference calls side by side, per model"
@@ -83,6 +92,12 @@ class Settings(BaseSettings):
     queue_capacity_tokens: int = Field(default=131072, ge=1, description="most tokens waiting, per model; beyond: 429")
     max_body_bytes: int = Field(default=1048576, ge=1, description="largest request body; beyond: 413")
     max_inputs: int = Field(default=128, ge=1, description="most entries in one request; beyond: 422")
+    default_timeout_ms: int = Field(
+        default=30_000,
+        ge=0,
+        le=MAX_TIMEOUT_MS,
+        description="deadline of requests that name none, from their arrival; 0: none",
+    )
     shutdown_timeout_s: int = Field(
         default=25, ge=1, description="how long accepted requests may take after SIGTERM before they get 503"
     )

@@ -40,15 +40,29 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     """Give `app` the handlers and the middleware that answer every failure in the service's own shape."""
 
     async def answer(_request: Request, error: Exception) -> Response:
-        translated = translate(error)
-        if isinstance(translated, UnavailableError | BodyTooLargeError):
-            metrics.rejected.labels(translated.code).inc()
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        return respond(translated, headers)
+        return _counted(translate(error), metrics, headers)
 
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
-    app.add_middleware(UnexpectedErrorMiddleware)
+    app.add_middleware(UnexpectedErrorMiddleware, metrics=metrics)
+
+
+def respond_to(error: BaseException, scope: Scope, metrics: Metrics) -> Response:
+    """Return the response to whatever ended a request of `scope`; what is a fault of the service is logged."""
+    if isinstance(error, ServiceError):
+        return _counted(error, metrics)
+    if isinstance(error, asyncio.CancelledError):
+        # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
+        return respond(DrainingError("the service shut down before this request was finished"))
+    log.error("unexpected error on %s %s", scope["method"], scope["path"], exc_info=error)
+    return respond(UnexpectedError())
+
+
+def _counted(error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
+    if isinstance(error, UnavailableError | BodyTooLargeError):
+        metrics.rejected.labels(error.code).inc()
+    return respond(error, headers)
 
 
 def respond(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
@@ -81,8 +95,9 @@ def translate(error: Exception) -> ServiceError:
 class UnexpectedErrorMiddleware:
     """Answers what no handler caught: faults of the service with 500, cancellation at shutdown with 503."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and answer for the app when it fails."""
@@ -98,16 +113,10 @@ class UnexpectedErrorMiddleware:
 
         try:
             await self.app(scope, receive, watched_send)
-        except asyncio.CancelledError:
-            # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
-            if started:
-                raise
-            await respond(DrainingError("the service shut down before this request was finished"))(scope, receive, send)
-        except Exception:
-            log.exception("unexpected error on %s %s", scope["method"], scope["path"])
+        except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise  # half an answer is out: the server must close the connection
-            await respond(UnexpectedError())(scope, receive, send)
+            await respond_to(error, scope, self._metrics)(scope, receive, send)
 
 
 def _invalid(problem: dict[str, Any]) -> InvalidInputError:

@@ -1,23 +1,23 @@
 """The native API: classify with the default model, a named one or a pinned version; list and describe models."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Header, Request, Response
 
-from service.api.disconnect import unless_client_leaves
-from service.api.inputs import check_inputs
+from service.api.classify import Classifier, Question
+from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
 from service.api.schemas import (
     ClassifyRequest,
     ClassifyResponse,
     ErrorBody,
-    LabelScore,
     ModelCard,
     ModelDetails,
     ModelList,
-    Result,
+    PriorityName,
+    TimeoutMs,
 )
-from service.engine.postprocess import rank
-from service.engine.request import Classified
+from service.engine.queue import Priority
 from service.errors import (
     BodyTooLargeError,
     ContentTypeError,
@@ -58,7 +58,7 @@ _CLASSIFY_ERRORS = _MODEL_ERRORS | _documented(
 )
 
 
-def require_json(request: Request) -> None:
+async def require_json(request: Request) -> None:  # async: FastAPI runs what is not in a thread, for 0.1 ms
     """Raise ContentTypeError unless the body is declared as JSON in UTF-8."""
     declared = request.headers.get("content-type", "")
     media_type, *parameters = (part.strip().lower() for part in declared.split(";"))
@@ -67,47 +67,71 @@ def require_json(request: Request) -> None:
         raise ContentTypeError(f"found content type {declared[:64] or 'none'}, expected application/json in UTF-8")
 
 
-def router(registry: Registry, max_inputs: int) -> APIRouter:
-    """Return the routes of the native API."""
-    routes = APIRouter(prefix="/v1")
+@dataclass(frozen=True)
+class Options:
+    """What headers ask for; the body's fields win."""
+
+    timeout_ms: int | None
+    priority: PriorityName | None
+
+
+async def options_of_headers(
+    timeout_ms: Annotated[TimeoutMs | None, Header(alias=TIMEOUT_HEADER, description="as `timeout_ms`")] = None,
+    priority: Annotated[PriorityName | None, Header(alias=PRIORITY_HEADER, description="as `priority`")] = None,
+) -> Options:
+    """Read and check the headers."""
+    return Options(timeout_ms, priority)
+
+
+GivenOptions = Annotated[Options, Depends(options_of_headers)]
+
+
+def router(registry: Registry, classifier: Classifier) -> APIRouter:
+    """Return the routes of the native API. `service.api.fast_path` answers most classify requests before them."""
+    routes = APIRouter()
     classifies: dict[str, Any] = {
         "tags": ["classify"],
+        "response_model": ClassifyResponse,
         "dependencies": [Depends(require_json)],
         "responses": _CLASSIFY_ERRORS,
     }
 
-    async def answer(model: Model, body: ClassifyRequest, request: Request) -> ClassifyResponse:
+    async def answer(model: Model, body: ClassifyRequest, options: Options, request: Request) -> Response:
         request.state.model = model.manifest.name
-        inputs = [given if isinstance(given, str) else (given.text, given.text_pair) for given in body.inputs]
-        check_inputs(inputs, model.manifest, max_inputs)
-        results = await unless_client_leaves(request, model.batcher.classify(inputs))
-        return ClassifyResponse(
-            model=model.manifest.name,
-            version=model.manifest.version,
-            variant=model.variant.name,
-            results=[_result(result, model.manifest.labels, body.top_k) for result in results],
+        question = Question(
+            [given if isinstance(given, str) else (given.text, given.text_pair) for given in body.inputs],
+            request.state.arrived_s,
+            body.top_k,
+            body.timeout_ms or options.timeout_ms,
+            Priority(body.priority or options.priority or Priority.INTERACTIVE),
         )
+        classifier.check(question, model)
+        return Response(await classifier.answer(question, model, request.receive), media_type="application/json")
 
-    @routes.post("/classify", summary="Classify with the only or the default model", **classifies)
-    async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
-        return await answer(registry.get(), body, request)
+    @routes.post(ROUTE, summary="Classify with the only or the default model", **classifies)
+    async def classify(body: ClassifyRequest, options: GivenOptions, request: Request) -> Response:
+        return await answer(registry.get(), body, options, request)
 
-    @routes.post("/models/{model}/classify", summary="Classify with a model's highest version", **classifies)
-    async def classify_with_model(model: str, body: ClassifyRequest, request: Request) -> ClassifyResponse:
-        return await answer(registry.get(model), body, request)
+    @routes.post(MODEL_ROUTE, summary="Classify with a model's highest version", **classifies)
+    async def classify_with_model(
+        model: str, body: ClassifyRequest, options: GivenOptions, request: Request
+    ) -> Response:
+        return await answer(registry.get(model), body, options, request)
 
-    @routes.post("/models/{model}/versions/{version}/classify", summary="Classify with a pinned version", **classifies)
+    @routes.post(VERSION_ROUTE, summary="Classify with a pinned version", **classifies)
     async def classify_with_version(
-        model: str, version: str, body: ClassifyRequest, request: Request
-    ) -> ClassifyResponse:
-        return await answer(registry.get(model, version), body, request)
+        model: str, version: str, body: ClassifyRequest, options: GivenOptions, request: Request
+    ) -> Response:
+        return await answer(registry.get(model, version), body, options, request)
 
-    @routes.get("/models", summary="List the models", tags=["models"], responses=_documented(NotReadyError("loading")))
+    @routes.get(
+        "/v1/models", summary="List the models", tags=["models"], responses=_documented(NotReadyError("loading"))
+    )
     async def list_models() -> ModelList:
         return ModelList(data=[_card(registry.versions(name)) for name in registry.names()])
 
     @routes.get(
-        "/models/{model}",
+        "/v1/models/{model}",
         summary="Describe a model",
         tags=["models"],
         responses=_MODEL_ERRORS | {"default": {"model": ErrorBody, "description": "any other error"}},
@@ -118,15 +142,6 @@ def router(registry: Registry, max_inputs: int) -> APIRouter:
         return _details(versions)
 
     return routes
-
-
-def _result(classified: Classified, labels: tuple[str, ...], top_k: int | None) -> Result:
-    ranked = rank(classified.scores, labels, top_k)
-    return Result(
-        labels=[LabelScore(label=label, score=score) for label, score in ranked],
-        truncated=classified.truncated,
-        tokens=classified.tokens,
-    )
 
 
 def _card(versions: list[Model]) -> ModelCard:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from service.board import Board
 from service.metrics import Metrics
 from service.registry import Registry
 
@@ -18,8 +19,8 @@ class Health(BaseModel):
     status: Literal["alive", "ready", "not ready", "draining"]
 
 
-def router(registry: Registry, metrics: Metrics) -> APIRouter:
-    """Return the routes for health probes and metrics."""
+def router(registry: Registry, metrics: Metrics, board: Board) -> APIRouter:
+    """Return the routes for health probes and metrics. A worker among several is not ready before all have been."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health/live", summary="200 while the process works")
@@ -32,7 +33,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses={503: {"model": Health, "description": "loading, draining, or a model's worker died"}},
     )
     async def ready(response: Response) -> Health:
-        if registry.ready:
+        if registry.ready and board.opened:
             return Health(status="ready")
         response.status_code = 503
         response.headers["Retry-After"] = str(_RETRY_AFTER_S)

@@ -6,6 +6,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from bundle import Task
 from bundle.manifest import StageMetrics
+from service.api.names import PRIORITY_HEADER, TIMEOUT_HEADER
+from service.settings import MAX_TIMEOUT_MS
+
+TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
+PriorityName = Literal["interactive", "bulk"]
 
 
 class _Request(BaseModel):
@@ -49,6 +54,7 @@ class ClassifyRequest(_Request):
                 {"inputs": ["A fine film."]},
                 {"inputs": ["A fine film.", "Two hours I will not get back."], "top_k": 1},
                 {"inputs": [{"text": "A man sleeps.", "text_pair": "Nobody is awake."}]},
+                {"inputs": ["A fine film."], "timeout_ms": 200, "priority": "bulk"},
             ]
         }
     )
@@ -57,6 +63,16 @@ class ClassifyRequest(_Request):
         description="texts or, for models of text pairs, objects; a single string counts as a list of one"
     )
     top_k: int | None = Field(default=None, ge=1, description="only so many of the highest labels; all by default")
+    timeout_ms: TimeoutMs | None = Field(
+        default=None,
+        description=f"milliseconds from the request's arrival after which its answer is of no use: what has not run by "
+        f"then is not run, and the answer is 504; wins over the header {TIMEOUT_HEADER}",
+    )
+    priority: PriorityName | None = Field(
+        default=None,
+        description="interactive (the default) is served before bulk, which does not starve; wins over the header "
+        f"{PRIORITY_HEADER}",
+    )
 
 
 class LabelScore(BaseModel):

@@ -28,5 +28,6 @@ def activate(logits: FloatArray, activation: Activation, temperature: float = 1.
 
 def rank(scores: FloatArray, labels: Sequence[str], top_k: int | None = None) -> list[tuple[str, float]]:
     """Pair one row of scores (C,) with its labels, highest first; equal scores keep label order."""
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [(labels[index], float(scores[index])) for index in order]
+    values = scores.tolist()  # for a few labels plain Python is faster than numpy's sort
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:top_k]
+    return [(labels[index], values[index]) for index in order]

@@ -121,6 +121,25 @@ def test_nobody_reading_ends_it_quietly(bundle: Bundle, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+def test_somebody_who_types_is_answered_line_by_line(bundle: Bundle) -> None:
+    keyboard, terminal = os.openpty()
+    typing = subprocess.Popen(
+        command(["classify", bundle.folder], ""),
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    os.close(terminal)
+    with typing, os.fdopen(keyboard, "wb", buffering=0) as keys:
+        for text in (b"a good movie", b"bad"):
+            keys.write(text + b"\n")
+            assert typing.stdout.readline().rstrip(b"\n").split(b"\t")[2] == text
+        keys.write(b"\x04")  # Ctrl-D
+        assert typing.wait(60) == 0
+        assert typing.stderr.read() == b""
+
+
 # of the process: what it has taken from the system at its most, in KiB
 PEAK = """
 import atexit, os, resource, sys

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rich.console import Console
 
 from bulk import Classifier
 from bulk.errors import BulkError, FormatError
 from bulk.run import classify_file
 from bundle import Bundle
+from service.engine.tokenization import Encoding
 from tests.bulk.helpers import exact_bundle, job, multi_label_bundle, pair_bundle, sentences
+from tests.service.helpers import changed
 from tests.support.bundles import make_bundle
 
 TEXTS = sentences(120)
@@ -239,6 +242,45 @@ def test_multi_label(bundle: Bundle, tmp_path: Path) -> None:
     # where a label has the separator in it, the list is JSON
     read = [tuple(json.loads(row[1]) if row[1].startswith("[") else filter(None, row[1].split("|"))) for row in found]
     assert read == expected
+
+
+def test_an_abstention_threshold_adds_a_column(bundle: Bundle, tmp_path: Path) -> None:
+    stated = {"threshold": 0.7, "precision": 0.95, "coverage": 0.5}
+    (tmp_path / "in.csv").write_bytes(csv_bytes([["text"], *([text] for text in TEXTS)]))
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet")
+    with Classifier(changed(bundle, tmp_path / "unsure", abstention=stated).folder) as classifier:
+        expected = [score >= 0.7 for _, score in answers(classifier, TEXTS)]
+        for kind in ("csv", "parquet"):
+            classify_file(classifier, job(tmp_path / f"in.{kind}", tmp_path / f"out.{kind}", kind), Told())
+    header, *found = read_csv((tmp_path / "out.csv").read_bytes())
+    assert header == ["text", "label", "score", "confident"]
+    assert [row[3] for row in found] == ["true" if sure else "false" for sure in expected]
+    assert pq.read_table(tmp_path / "out.parquet")["confident"].to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_scores_that_are_no_numbers_make_a_bad_row(
+    classifier: Classifier, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out, told = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}", Told()
+    file.write_text("\n".join(TEXTS), encoding="utf-8")
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": TEXTS}), file)
+    run = classifier._run
+
+    def broken(encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        scores = run(encodings)
+        scores[[encoding.tokens == 7 for encoding in encodings]] = np.inf
+        return scores
+
+    monkeypatch.setattr(classifier, "_run", broken)
+    of_seven = [i for i, text in enumerate(TEXTS) if len(text.split()) == 5]
+    progress = classify_file(classifier, job(file, out, kind), told)
+    assert progress.bad_rows == len(of_seven) > 0
+    lines = [line for line in told.text().splitlines() if line.endswith("the model's scores are not finite numbers")]
+    assert [int(line.removeprefix(f"{file}:").partition(":")[0]) - 1 for line in lines] == of_seven
+    with pytest.raises(BulkError, match=rf"inputs\[{of_seven[0]}\]: the model's scores are not finite numbers"):
+        classifier.scores(TEXTS)
 
 
 BAD_LINES: dict[str, tuple[bytes, list[tuple[int, str]]]] = {

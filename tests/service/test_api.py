@@ -222,7 +222,7 @@ def test_an_unexpected_error_is_logged_and_answered_without_internals(tiny_bundl
     def broken(*_):
         raise RuntimeError("secret of the inside")
 
-    monkeypatch.setattr("service.api.native.check_inputs", broken)
+    monkeypatch.setattr("service.api.classify.check_inputs", broken)
     response = ask(tiny_bundle, {"inputs": "a"})
     assert response.status_code == 500
     assert response.json() == {

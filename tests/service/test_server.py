@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def process(port: int, **settings: object) -> Iterator[subprocess.Popen]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
+    settings = {"workers": 1} | settings
     environment |= {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
     running = subprocess.Popen(
         [sys.executable, "-m", "service"],
@@ -70,10 +72,11 @@ class InFlight:
         return head.splitlines()[0], json.loads(body)
 
 
-def test_a_signal_during_requests_answers_all_of_them_and_exits_with_0(tiny_bundle):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_during_requests_answers_all_of_them_and_exits_with_0(tiny_bundle, workers):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with process(port, bundles=tiny_bundle.folder) as running:
+    with process(port, bundles=tiny_bundle.folder, workers=workers) as running:
         wait_until_ready(running, url)
         assert httpx.post(f"{url}/v1/classify", json={"inputs": "great film"}).status_code == 200
         requests = [InFlight(port, "great film") for _ in range(8)]
@@ -92,15 +95,54 @@ def test_a_signal_during_requests_answers_all_of_them_and_exits_with_0(tiny_bund
     assert "Traceback" not in log
 
 
-def test_a_bad_bundle_ends_the_process_with_one_line_and_1(tiny_bundle, tmp_path):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_bad_bundle_ends_the_process_with_one_line_and_1(tiny_bundle, tmp_path, workers):
     bad = changed(tiny_bundle, tmp_path / "bad", temperature=9.0)
-    with process(free_port(), bundles=bad.folder) as running:
+    with process(free_port(), bundles=bad.folder, workers=workers) as running:
         _, log = running.communicate(timeout=60)
         assert running.returncode == 1
     errors = [line for line in log.splitlines() if " ERROR " in line]
     assert len(errors) == 1
     assert f"cannot load bundle {bad.folder}: GoldenMismatchError" in errors[0]
     assert "Traceback" not in log
+
+
+def test_any_of_several_workers_answers_shows_the_metrics_of_all_and_can_be_replaced(tiny_bundle):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with process(port, bundles=tiny_bundle.folder, workers=2) as running:
+        wait_until_ready(running, url)
+        for _ in range(6):  # each on a connection of its own: three for each worker
+            assert httpx.post(f"{url}/v1/classify", json={"inputs": ["great film", "dull"]}).status_code == 200
+        expected = {
+            'limbeck_requests_total{model="tiny",route="/v1/classify",status="200"}': 6,
+            'limbeck_inputs_total{model="tiny",version="1"}': 12,
+            'limbeck_model_ready{model="tiny",variant="fp32",version="1"}': 1,
+            "limbeck_workers": 2,
+            "limbeck_worker_restarts_total": 0,
+        }
+        for _ in range(2):  # the next two workers in turn
+            assert expected.items() <= samples(httpx.get(f"{url}/metrics").text).items()
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        deadline_s = time.monotonic() + 60
+        expected["limbeck_worker_restarts_total"] = 1
+        while not expected.items() <= samples(httpx.get(f"{url}/metrics").text).items():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 0
+
+
+def samples(metrics: str) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_supervisor_forks_before_anything_with_threads_is_imported():
+    script = "import sys, service.server, limbeck; print({'numpy', 'onnxruntime', 'tokenizers'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
 
 
 def test_a_wrong_setting_ends_the_process_with_one_line_and_2(tiny_bundle):

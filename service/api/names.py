@@ -1,0 +1,11 @@
+"""Names and values that every way to ask for labels shares: paths and headers.
+
+The header `priority` belongs to RFC 9218 and browsers send it with another meaning, so ours are called `x-request-…`.
+"""
+
+ROUTE = "/v1/classify"
+MODEL_ROUTE = "/v1/models/{model}/classify"
+VERSION_ROUTE = "/v1/models/{model}/versions/{version}/classify"
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+PRIORITY_HEADER = "x-request-priority"
