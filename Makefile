@@ -16,7 +16,7 @@ PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingfa
 # Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.
 ENGINE = if [ -x ../shared/docker/engine-up.sh ]; then eval "$$(../shared/docker/engine-up.sh)"; fi;
 
-.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving lint format clean
+.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving bench-gpu bench-soak lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,15 @@ bench-serving: $(INSTALLED) ## Limbeck beside six other servers (25 minutes on a
 	@command -v wrk >/dev/null || { echo "wrk is not installed: apt-get install wrk" >&2; exit 1; }
 	@if [[ "$(MODELS)" == *runs/minilm-l6/bundle* && ! -d runs/minilm-l6/bundle ]]; then benchmarks/serving/teacher.sh; fi
 	$(BIN)/python -m benchmarks.serving.serving $(MODELS) --out $(OUT)
+
+# What the benchmarks serve: BUNDLE=folder takes another.
+BUNDLE ?= runs/movie-reviews/bundle
+
+bench-gpu: $(INSTALLED) ## float16, float32 and INT8 on a GPU and beside it; says so where there is none
+	$(BIN)/python benchmarks/serving/gpu.py $(BUNDLE)
+
+bench-soak: $(INSTALLED) ## a million requests of random length; memory must stay flat (REQUESTS=n for fewer)
+	$(BIN)/python benchmarks/serving/soak.py $(BUNDLE) $(if $(REQUESTS),--requests $(REQUESTS))
 
 clean: ## remove what was built (.venv, runs, caches); the source stays
 	rm -rf $(VENV) .tmp runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

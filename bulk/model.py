@@ -8,9 +8,10 @@ from bulk.errors import TaskError
 from bundle import LAYOUT, Bundle, Task, open_bundle
 from service.engine.errors import SessionError
 from service.engine.session import Session, available_providers
+from service.engine.session_options import CPU, CUDA
 from service.engine.tokenization import Tokenizer
 from service.golden import check_golden
-from service.variants import AUTO, CPU, CUDA, Choice, choose_variant
+from service.variants import AUTO, Choice, choose_variant
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from service.api import failures, native, operations
 from service.api.classify import Classifier
 from service.api.fast_path import FastPath
 from service.board import Seat, State
+from service.engine.session_options import CPU
 from service.errors import StartupError
 from service.folders import find_bundles
 from service.limits import BodyLimitMiddleware
 from service.metrics import Metrics, RequestMetricsMiddleware
 from service.registry import Model, Registry, load_model
 from service.settings import AUTO, Settings
-from service.variants import CPU
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def create_app(
             return
         for model in models:
             model.start(settings, metrics)
+        metrics.refresh()  # other workers may be asked for them in the next moment
         seat.report(State.READY)
         log.info("ready: %s", ", ".join(registry.names()))
 

@@ -10,8 +10,8 @@ from bundle import LAYOUT, Bundle, GoldenInput
 from bundle.errors import GoldenMismatchError, InvalidManifestError
 from service.engine.postprocess import activate
 from service.engine.session import Session
+from service.engine.session_options import CPU
 from service.engine.tokenization import TextInput, Tokenizer, pad
-from service.variants import CPU
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,25 @@ from numpy.typing import NDArray
 
 from bundle import LAYOUT, Bundle, BundleError, Manifest, Task, Variant, open_bundle
 from service.engine.batcher import Batcher
-from service.engine.errors import EngineError, SessionError
+from service.engine.errors import EngineError
 from service.engine.postprocess import activate
 from service.engine.queue import BatchQueue
 from service.engine.request import Work
-from service.engine.session import Session, available_providers
+from service.engine.session import Session
+from service.engine.session_options import CPU
 from service.engine.tokenization import Encoding, Tokenizer, pad
 from service.engine.worker import Infer
 from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
 from service.golden import check_golden
 from service.metrics import Metrics
+from service.sessions import calls_side_by_side, load_session, make_session, warm_up_shapes
 from service.settings import Settings
-from service.variants import AUTO, CPU, CUDA, Choice, choose_variant
+from service.variants import Choice
 
 log = logging.getLogger(__name__)
 
 # A call's fixed cost is that of 7 to 12 tokens on CPU (docs/experiments.md): more padding costs more than it saves.
 _CPU_PADDING_TOKENS = 8
-_WARM_UP_LENGTHS = (16, 128, 512)  # tokens; those below max_length, and max_length itself
 
 
 class Model:
@@ -68,12 +69,9 @@ class Model:
         return activate(logits, self.manifest.activation, self.manifest.temperature)
 
     def warm_up(self, settings: Settings) -> None:
-        """Run each of a few shapes once, the largest batch included, so that no request pays for a first time."""
-        longest = self.manifest.max_length
-        for length in sorted({min(length, longest) for length in (*_WARM_UP_LENGTHS, longest)}):
-            rows = max(1, min(settings.max_batch_size, settings.max_batch_tokens // length))
-            for batch in {1, rows}:
-                self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * batch)
+        """Run shapes once, so that no request pays for a first time: on CPU a few, the largest among them, else all."""
+        for rows, length in warm_up_shapes(self.session.grid, settings, self.manifest.max_length):
+            self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * rows)
 
     def start(self, settings: Settings, metrics: Metrics) -> None:
         """Start the batcher on the running event loop."""
@@ -92,7 +90,8 @@ class Model:
         )
 
         def make_infer() -> Infer:
-            session = load_session(self.bundle, Choice(self.variant, self.session.provider), settings)
+            choice = Choice(self.variant, self.session.provider)
+            session = make_session(self.bundle, choice, self.tokenizer.pad_id, settings)
             return lambda encodings: self._infer_in(session, encodings)
 
         self._batcher = Batcher(
@@ -100,7 +99,7 @@ class Model:
             self.tokenizer.encode,
             self.infer,
             make_infer=make_infer,
-            sessions=settings.sessions,
+            sessions=calls_side_by_side(settings, self.session.provider),
             hung_session_s=settings.hung_session_s,
             metrics=metrics.engine(name, version),
         )
@@ -123,7 +122,7 @@ def load_model(path: Path, settings: Settings) -> Model:
         bundle = open_bundle(path)
         _check_task(bundle)
         tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
-        choice, session = _load_session(bundle, settings)
+        choice, session = load_session(bundle, tokenizer.pad_id, settings)
         model = Model(bundle, choice.variant, session, tokenizer)
         model.warm_up(settings)
         report = check_golden(bundle, choice.variant.name, session, tokenizer)
@@ -156,30 +155,6 @@ def _check_task(bundle: Bundle) -> None:
             f"cannot serve bundle {bundle.folder}: found task {bundle.manifest.task}, expected one that gives labels "
             "to whole texts; `limbeck verify` runs it"
         )
-
-
-def _load_session(bundle: Bundle, settings: Settings) -> tuple[Choice, Session]:
-    providers = available_providers()
-    choice = choose_variant(bundle.manifest, settings.variant, providers)
-    try:
-        return choice, load_session(bundle, choice, settings)
-    except SessionError as error:
-        # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
-        if choice.provider != CUDA or settings.variant != AUTO:
-            raise
-        log.warning("%s; taking the CPU instead", error)
-    choice = choose_variant(bundle.manifest, AUTO, [CPU])
-    return choice, load_session(bundle, choice, settings)
-
-
-def load_session(bundle: Bundle, choice: Choice, settings: Settings) -> Session:
-    """Load one session of the chosen variant; raises SessionError or LabelMismatchError."""
-    return Session(
-        bundle.path(choice.variant.file),
-        threads=settings.threads,
-        provider=choice.provider,
-        labels=len(bundle.manifest.labels),
-    )
 
 
 class Registry:

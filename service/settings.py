@@ -64,11 +64,31 @@ class Settings(BaseSettings):
         description="processes behind the port; `auto`: as many as CPUs, at most 8, and one where there is a GPU",
     )
     threads: int = Field(default=1, ge=1, le=1024, description="ONNX Runtime threads within one inference call")
-    sessions: int = Field(
-        default_factory=usable_cpus, ge=1, le=1024, description="inference calls side by side, per model"
+    sessions: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="inference calls side by side, per model; unset: usable CPUs / `threads` on CPU, two on a GPU",
     )
     variant: str = Field(
         default="auto", min_length=1, description="`auto` picks for the hardware; or the name of one of the variants"
+    )
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        default="auto",
+        description="`auto` takes CUDA where it works and a variant is made for it, else the CPU; "
+        "`cpu`, `cuda` or `tensorrt` is taken, or ends the start",
+    )
+    arena: bool = Field(
+        default=True, description="whether ONNX Runtime keeps freed memory of the CPU for the next call"
+    )
+    spinning: bool = Field(
+        default=False, description="whether ONNX Runtime's threads burn CPU while they wait; only for `threads` over 1"
+    )
+    cuda_graphs: bool = Field(
+        default=False, description="whether each shape of a batch is recorded once on CUDA and replayed"
+    )
+    tensorrt_cache: Path | None = Field(
+        default=None, description="folder where TensorRT keeps what it built; without: it builds at every start"
     )
     max_batch_size: int = Field(default=16, ge=1, description="most entries in one batch")
     max_batch_tokens: int = Field(
@@ -115,7 +135,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"begins like a JSON list but is none ({error})") from error
         return [part.strip() for part in value.split(",") if part.strip()]
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "provider", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -129,6 +149,10 @@ class Settings(BaseSettings):
                 f"max_inputs is {self.max_inputs}, more than queue_capacity ({self.queue_capacity}): "
                 "such a request could never be accepted; lower the one or raise the other"
             )
+        if self.cuda_graphs and self.provider in ("cpu", "tensorrt"):
+            raise ValueError(f"cuda_graphs is on, but provider is {self.provider}; expected cuda or auto")
+        if self.tensorrt_cache is not None and self.provider != "tensorrt":
+            raise ValueError(f"tensorrt_cache is set, but provider is {self.provider}; expected tensorrt")
         return self
 
 

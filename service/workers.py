@@ -20,8 +20,8 @@ def count_workers(settings: Settings) -> int:
     if settings.workers == AUTO:
         alone = not hasattr(os, "fork") or has_gpu()
         whole_requests = settings.queue_capacity // settings.max_inputs
-        most = min(_MOST, usable_cpus() // settings.threads, settings.sessions, whole_requests)
-        return 1 if alone else max(1, most)
+        calls = usable_cpus() // settings.threads
+        return 1 if alone else max(1, min(_MOST, calls, settings.sessions or calls, whole_requests))
     workers = int(settings.workers)
     if workers > 1 and not hasattr(os, "fork"):
         raise StartupError(f"workers is {workers}, but this system cannot fork processes: set LIMBECK_WORKERS=1")
@@ -36,10 +36,13 @@ def count_workers(settings: Settings) -> int:
 
 def share(settings: Settings, workers: int) -> Settings:
     """Return one worker's settings: inference calls and bounds of the queue divided, at least one call each."""
+    calls = settings.sessions
+    if workers > 1:  # a single one chooses by itself when it knows its device
+        calls = max(1, (calls or usable_cpus() // settings.threads) // workers)
     return settings.model_copy(
         update={
             "workers": workers,
-            "sessions": max(1, settings.sessions // workers),
+            "sessions": calls,
             "queue_capacity": math.ceil(settings.queue_capacity / workers),
             "queue_capacity_tokens": math.ceil(settings.queue_capacity_tokens / workers),
         }

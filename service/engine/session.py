@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import LabelMismatchError
+from service.engine.device import DeviceRunner
 from service.engine.errors import SessionError
+from service.engine.session_options import CPU, GPU_PROVIDERS, SessionOptions, provider_list
+from service.engine.shapes import ShapeGrid
 
 # From 1.29 on ONNX Runtime reports its use to its maker and keeps an identifier on disk, unless told not to before it
 # is imported. Set the variable to 0 to allow it.
@@ -35,31 +38,32 @@ class Session:
         path: Path,
         *,
         threads: int = 1,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         labels: int | None = None,
+        options: SessionOptions | None = None,
     ) -> None:
         """Load `path`.
 
-        `threads` are ONNX Runtime's intra-op threads for one call. `labels`, where given, is the number of
-        outputs that the model must have; LabelMismatchError says when it has not. Raises SessionError when the
-        file cannot be loaded or the provider is not there.
+        `threads` are ONNX Runtime's intra-op threads for one call; `options` says everything else, and the threads,
+        too. `labels`, where given, is the number of outputs that the model must have; LabelMismatchError says when it
+        has not. Raises SessionError when the file cannot be loaded or the provider is not there.
         """
         if provider not in available_providers():
             raise SessionError(
                 f"execution provider {provider} was asked for, but this ONNX Runtime has {available_providers()}; "
                 "install limbeck[gpu] on a CUDA machine, or choose CPUExecutionProvider"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        on_cpu = provider == "CPUExecutionProvider"
-        if provider == "CUDAExecutionProvider":
+        options = options or SessionOptions(threads=threads)
+        on_gpu = provider in GPU_PROVIDERS
+        if on_gpu:
             ort.preload_dlls()  # finds CUDA and cuDNN in the wheels of limbeck[gpu]
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=[provider], disabled_optimizers=_SLOWER_FUSIONS if on_cpu else None
+                str(path),
+                _native(options),
+                providers=provider_list(provider, options),
+                disabled_optimizers=None if on_gpu else _SLOWER_FUSIONS,
+                enable_fallback=0,  # it would print, and take another provider than the one asked for
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise SessionError(f"{path}: ONNX Runtime cannot load it: {error}") from error
@@ -74,6 +78,9 @@ class Session:
         if labels is not None and isinstance(declared, int) and declared != labels:
             raise LabelMismatchError(f"{path}: the model has {declared} outputs, but there are {labels} labels")
         self._labels = labels
+        self._output_names = [self.output_name]
+        self.grid: ShapeGrid | None = options.grid if on_gpu else None
+        self._call = self._run_any_shape if self.grid is None else self._device_runner(self.grid, options).run
 
     def run(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return the logits (B, C) float32 for padded arrays (B, T) int64, as `tokenization.pad` makes them."""
@@ -82,7 +89,7 @@ class Session:
         except KeyError as error:
             raise SessionError(f"{self.path}: the model wants input {error}, which no tokenizer gives") from error
         try:
-            logits = self._session.run([self.output_name], feed)[0]
+            logits = self._call(feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise SessionError(f"{self.path}: inference failed: {error}") from error
         result = np.asarray(logits, dtype=np.float32)
@@ -91,3 +98,25 @@ class Session:
                 f"{self.path}: the model gave {result.shape[-1]} outputs, but there are {self._labels} labels"
             )
         return result
+
+    def _run_any_shape(self, feed: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._session.run(self._output_names, feed)[0]
+        return logits
+
+    def _device_runner(self, grid: ShapeGrid, options: SessionOptions) -> DeviceRunner:
+        try:
+            return DeviceRunner(ort, self._session, grid, labels=self._labels, cuda_graphs=options.cuda_graphs)
+        except ValueError as error:
+            raise SessionError(f"{self.path}: {error}") from error
+
+
+def _native(options: SessionOptions) -> ort.SessionOptions:
+    """Return ONNX Runtime's own form of what concerns the CPU."""
+    native = ort.SessionOptions()
+    native.intra_op_num_threads = options.threads
+    native.inter_op_num_threads = 1
+    native.log_severity_level = 3
+    native.enable_cpu_mem_arena = options.arena
+    native.enable_mem_pattern = False  # it plans memory for one shape and keeps each plan; here shapes vary
+    native.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+    return native

@@ -52,7 +52,7 @@ class Tokenizer:
         """Tokenise texts and pairs, in order; pairs are cut longest first."""
         return [
             Encoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
-            for encoding in self._tokenizer.encode_batch(list(inputs))
+            for encoding in self._tokenizer.encode_batch_fast(list(inputs))  # fast: without offsets
         ]
 
     def encode_with_offsets(self, inputs: Sequence[TextInput]) -> list[tuple[Encoding, list[tuple[int, int]]]]:
@@ -67,12 +67,13 @@ class Tokenizer:
 
 def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, IntArray]:
     """Pad on the right to the longest: `input_ids`, `attention_mask`, `token_type_ids`, each (B, T) int64."""
-    shape = (len(encodings), max(encoding.tokens for encoding in encodings))
+    lengths = [len(encoding.ids) for encoding in encodings]
+    shape = (len(encodings), max(lengths))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
-    attention_mask = np.zeros(shape, dtype=np.int64)
     token_type_ids = np.zeros(shape, dtype=np.int64)
-    for row, encoding in enumerate(encodings):
-        input_ids[row, : encoding.tokens] = encoding.ids
-        attention_mask[row, : encoding.tokens] = 1
-        token_type_ids[row, : encoding.tokens] = encoding.type_ids
+    for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+        input_ids[row, :length] = encoding.ids
+        if any(encoding.type_ids):  # of pairs only
+            token_type_ids[row, :length] = encoding.type_ids
+    attention_mask = (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}

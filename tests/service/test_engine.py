@@ -6,9 +6,12 @@ from scipy.special import expit, softmax
 
 from bundle import Activation
 from bundle.errors import LabelMismatchError
+from service.engine import session as session_module
 from service.engine.errors import SessionError, TokenizerLoadError
 from service.engine.postprocess import activate, rank
-from service.engine.session import Session
+from service.engine.session import Session, available_providers
+from service.engine.session_options import CPU, CUDA, SessionOptions
+from service.engine.shapes import build_grid
 from service.engine.tokenization import Tokenizer, pad
 from tests.service.helpers import VOCABULARY, reference_scores
 from tests.support.bundles import TEXTS, tiny_tokenizer
@@ -69,6 +72,11 @@ def test_padding_is_on_the_right_and_masked(tokenizer):
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.int64)}
 
 
+def test_padding_keeps_the_types_of_pairs(tokenizer):
+    arrays = pad(tokenizer.encode([("good", "bad"), "a good film"]), tokenizer.pad_id)
+    assert arrays["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
+
+
 def test_a_broken_tokenizer_file_has_its_own_error(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
@@ -84,6 +92,30 @@ def test_the_session_computes_what_the_weights_say_and_batch_mates_change_nothin
         alone = activate(session.run(pad(tokenizer.encode([text]), 0)), Activation.SOFTMAX)[0]
         assert alone.tolist() == row.tolist()
         np.testing.assert_allclose(row, reference_scores(text), atol=1e-6)
+
+
+def test_no_choice_of_memory_or_threads_changes_a_bit(tiny_bundle):
+    tokenizer = Tokenizer(tiny_bundle.path("tokenizer.json"), 16)
+    arrays = pad(tokenizer.encode(TEXTS), 0)
+    model = tiny_bundle.path("model.fp32.onnx")
+    usual = Session(model).run(arrays)
+    for options in (SessionOptions(arena=False), SessionOptions(threads=2), SessionOptions(threads=2, spinning=True)):
+        assert Session(model, options=options).run(arrays).tobytes() == usual.tobytes()
+
+
+def test_a_cpu_runs_batches_as_they_come_whatever_grid_is_given(tiny_bundle):
+    grid = build_grid(max_batch_size=1, max_batch_tokens=16, max_length=16)
+    session = Session(tiny_bundle.path("model.fp32.onnx"), options=SessionOptions(grid=grid))
+    ids = np.ones((3, 40), dtype=np.int64)
+    assert session.grid is None
+    assert session.run({"input_ids": ids, "attention_mask": ids}).shape == (3, 2)
+
+
+@pytest.mark.skipif(CUDA in available_providers(), reason="this ONNX Runtime knows CUDA, and so drops nothing")
+def test_a_provider_that_onnx_runtime_drops_in_silence_is_an_error(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(session_module, "available_providers", lambda: [CUDA, CPU])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(SessionError, match="fell back"):
+        Session(tiny_bundle.path("model.fp32.onnx"), provider=CUDA)
 
 
 def test_session_errors_say_what_is_wrong(tiny_bundle, tmp_path):

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
+import service.engine.workers as workers_module
+from service.engine.errors import SessionError
 from service.errors import (
     InferenceError,
     NotReadyError,
 )
 from service.metrics import Metrics
-from tests.service.fakes import entered, make, scenario, value
+from tests.service.fakes import FakeModel, entered, make, scenario, value
 from tests.service.helpers import until
 
 
@@ -155,3 +158,99 @@ def test_a_text_that_cannot_be_tokenized_fails_alone(caplog):
         await batcher.close(5)
 
     scenario(test)
+
+
+def test_a_session_that_hangs_is_given_up_and_replaced(caplog):
+    async def test(model):
+        metrics = Metrics()
+        other = FakeModel()
+        made_in: list[str] = []
+
+        def make_infer():
+            made_in.append(threading.current_thread().name)
+            return other.infer
+
+        model.gate.clear()
+        _, batcher = make(model, metrics=metrics, hung_session_s=1.0, make_infer=make_infer)
+        hangs = asyncio.create_task(batcher.classify(["a"]))
+        await entered(model)
+        waits = asyncio.create_task(batcher.classify(["bb"]))
+        with pytest.raises(InferenceError, match="too long"):
+            await hangs
+        assert float((await waits)[0].scores[0]) == 2
+        assert (model.batches, other.batches) == ([[1]], [[2]])
+        assert made_in == ["limbeck-infer"]  # loading takes seconds: not on the event loop
+        assert value(metrics, "limbeck_hung_sessions_total") == 1
+        model.gate.set()  # the late result is nobody's, and its thread ends
+        await until(lambda: sum(thread.name == "limbeck-infer" for thread in threading.enumerate()) == 1)
+        assert len(await batcher.classify(["ccc"])) == 1
+        assert other.batches == [[2], [3]]
+        assert value(metrics, "limbeck_batch_size_count") == 2
+        await batcher.close(5)
+
+    scenario(test)
+    assert "a session hangs" in caplog.text
+
+
+def test_without_a_session_requests_are_refused_until_one_is_made(caplog):
+    async def test(model):
+        made = threading.Event()
+        other = FakeModel()
+
+        def make_infer():
+            assert made.wait(20)
+            return other.infer
+
+        model.gate.clear()
+        _, batcher = make(model, hung_session_s=0.5, make_infer=make_infer)
+        with pytest.raises(InferenceError, match="too long"):
+            await batcher.classify(["a"])
+        assert not batcher.healthy
+        with pytest.raises(NotReadyError):
+            await batcher.classify(["bb"])
+        made.set()
+        await until(lambda: batcher.healthy)
+        model.gate.set()
+        await batcher.close(5)
+
+    scenario(test)
+
+
+def test_a_session_that_cannot_be_replaced_turns_health_false(caplog):
+    async def test(model):
+        def make_infer():
+            raise SessionError("the file is gone")
+
+        model.gate.clear()
+        _, batcher = make(model, hung_session_s=0.5, make_infer=make_infer)
+        hangs = asyncio.create_task(batcher.classify(["a"]))
+        await entered(model)
+        waits = asyncio.create_task(batcher.classify(["bb"]))
+        for task in (hangs, waits):
+            with pytest.raises(InferenceError):
+                await task
+        assert not batcher.healthy
+        model.gate.set()
+        await batcher.close(5)
+
+    scenario(test)
+    assert "the file is gone" in caplog.text
+    assert "no session is left" in caplog.text
+
+
+def test_too_many_stuck_sessions_turn_health_false(caplog, monkeypatch):
+    monkeypatch.setattr(workers_module, "_MOST_HUNG", 1)
+
+    async def test(model):
+        model.gate.clear()
+        _, batcher = make(model, hung_session_s=0.5)
+        for _ in range(2):
+            await until(lambda: batcher.healthy)
+            with pytest.raises(InferenceError, match="too long"):
+                await batcher.classify(["a"])
+        assert not batcher.healthy
+        model.gate.set()
+        await batcher.close(5)
+
+    scenario(test)
+    assert "2 sessions hang" in caplog.text

@@ -1,15 +1,24 @@
+import asyncio
+import os
+import threading
+
 import pytest
 
 from bundle import LAYOUT
 from bundle.manifest import Variant
-from service import registry as registry_module
+from service import sessions as sessions_module
+from service import settings as settings_module
 from service.engine.errors import SessionError
-from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
+from service.engine.session_options import CPU, CUDA, TENSORRT
+from service.engine.shapes import build_grid
+from service.errors import DrainingError, InferenceError, NotReadyError, StartupError, UnknownModelError
 from service.folders import find_bundles
+from service.metrics import Metrics
 from service.registry import Registry, load_model, natural_key
+from service.sessions import calls_side_by_side, make_session, warm_up_shapes
 from service.settings import Settings
-from service.variants import CPU, CUDA, choose_variant
-from tests.service.helpers import changed, settings_for
+from service.variants import Choice, choose_variant
+from tests.service.helpers import changed, reference_scores, settings_for, until
 from tests.support.bundles import make_bundle, tiny_manifest
 
 
@@ -71,6 +80,31 @@ def test_a_named_variant_that_cannot_be_served_is_an_error(wanted, message):
         choose_variant(tiny_manifest(variants=[FP16, variant("bad", gate=False)]), wanted, [CPU])
 
 
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [("cpu", ("int8", CPU)), ("cuda", ("fp16", CUDA)), ("tensorrt", ("fp16", TENSORRT)), ("auto", ("fp16", CUDA))],
+)
+def test_a_provider_that_is_asked_for_decides_the_variant(provider, expected):
+    manifest = tiny_manifest(variants=[FP32, INT8, FP16])
+    choice = choose_variant(manifest, "auto", [TENSORRT, CUDA, CPU], provider)
+    assert (choice.variant.name, choice.provider) == expected
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_absent_is_an_error_with_setting_found_and_expected(provider):
+    with pytest.raises(StartupError, match=rf"LIMBECK_PROVIDER.*found '{provider}', but.* has only {CPU}; .*auto or c"):
+        choose_variant(tiny_manifest(variants=[FP32]), "auto", [CPU], provider)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_int8_is_never_sent_to_a_gpu_even_by_name(provider):
+    manifest = tiny_manifest(variants=[variant("int8", "int8", (TENSORRT, CUDA, CPU))])
+    with pytest.raises(StartupError, match="int8 is never sent to a GPU"):
+        choose_variant(manifest, "int8", [TENSORRT, CUDA, CPU], provider)
+    with pytest.raises(StartupError, match="no variant fits"):
+        choose_variant(manifest, "auto", [TENSORRT, CUDA, CPU], provider)
+
+
 def test_versions_sort_naturally():
     versions = ["1.10", "1.9", "beta", "2", "1.9.1"]
     assert sorted(versions, key=natural_key) == ["beta", "1.9", "1.9.1", "1.10", "2"]
@@ -116,21 +150,114 @@ def test_loading_refuses_broken_models_and_tokenizers(tiny_bundle, tmp_path):
             load_model(bad.folder, settings_for(bad))
 
 
-def test_auto_falls_back_to_the_cpu_where_cuda_is_listed_but_does_not_work(tiny_bundle, tmp_path, monkeypatch, caplog):
-    both = changed(tiny_bundle, tmp_path / "both", variants=[FP32.model_dump()])
-    real = registry_module.Session
+@pytest.fixture
+def both(tiny_bundle, tmp_path, monkeypatch):
+    """A bundle for CPU and CUDA, on a machine where CUDA is listed but does not work."""
+    real = sessions_module.Session
 
     def session(path, *, provider, **options):
-        if provider == CUDA:
+        if provider != CPU:
             raise SessionError("no GPU here")
         return real(path, provider=provider, **options)
 
-    monkeypatch.setattr(registry_module, "available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(registry_module, "Session", session)
-    assert load_model(both.folder, settings_for(both)).session.provider == CPU
-    assert "no GPU here" in caplog.text
-    with pytest.raises(StartupError, match="no GPU here"):
-        load_model(both.folder, settings_for(both, variant="fp32"))
+    monkeypatch.setattr(sessions_module, "available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(sessions_module, "Session", session)
+    return changed(tiny_bundle, tmp_path / "both", variants=[FP32.model_dump()])
+
+
+@pytest.mark.parametrize("wanted", ["auto", "fp32"])
+def test_auto_falls_back_to_the_cpu_where_cuda_is_listed_but_does_not_work(both, wanted, caplog):
+    assert load_model(both.folder, settings_for(both, variant=wanted)).session.provider == CPU
+    assert "no GPU here; taking the CPU instead" in caplog.text
+
+
+@pytest.mark.parametrize(("provider", "reason"), [("cuda", "no GPU here"), ("tensorrt", "has only CUDA")])
+def test_a_provider_asked_for_is_never_replaced(both, provider, reason, caplog):
+    with pytest.raises(StartupError, match=rf"LIMBECK_PROVIDER.*found '{provider}'.*{reason}"):
+        load_model(both.folder, settings_for(both, provider=provider))
+    assert caplog.text == ""
+
+
+def test_the_cpu_can_be_asked_for_where_cuda_works(both, caplog):
+    assert load_model(both.folder, settings_for(both, provider="cpu")).session.provider == CPU
+    assert caplog.text == ""
+
+
+def test_a_gpu_gets_the_grid_of_the_settings_and_the_cpu_none(tiny_bundle, tmp_path, monkeypatch):
+    asked = {}
+
+    def session(path, *, provider, options, **others):
+        asked[provider] = options
+
+    monkeypatch.setattr(sessions_module, "Session", session)
+    settings = settings_for(
+        tiny_bundle, max_batch_size=4, threads=3, cuda_graphs=False, provider="tensorrt", tensorrt_cache=tmp_path / "c"
+    )
+    for provider in (CPU, CUDA, TENSORRT):
+        make_session(tiny_bundle, Choice(variant("fp32", "float16"), provider), 5, settings)
+    assert asked[CPU].grid is None
+    assert asked[CPU].threads == 3
+    assert asked[CUDA].tensorrt_cache is None
+    for provider in (CUDA, TENSORRT):
+        assert asked[provider].grid.rows == (1, 2, 4)
+        assert asked[provider].grid.lengths == (16,)  # the tiny bundle's max_length
+        assert asked[provider].grid.pad_id == 5
+        assert asked[provider].half
+        assert asked[provider].input_names == ("input_ids", "attention_mask")
+    model_hash = tiny_bundle.manifest.files[LAYOUT.model("fp32")].sha256
+    cache = asked[TENSORRT].tensorrt_cache
+    assert cache.is_dir()
+    assert cache.parent == tmp_path / "c"
+    assert cache.name.startswith(model_hash[:16])
+
+
+def test_calls_side_by_side_follow_the_machine_unless_they_are_set(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(settings_module, "_cpu_limit", lambda _cgroup: None)
+
+    def calls(provider, **values):
+        return calls_side_by_side(Settings(bundles=(tiny_bundle.folder,), **values), provider)
+
+    assert calls(CPU) == 8
+    assert calls(CPU, threads=2) == 4
+    assert calls(CPU, threads=16) == 1
+    assert calls(CUDA) == calls(TENSORRT) == 2
+    assert calls(CPU, sessions=3) == calls(CUDA, sessions=3) == 3
+
+
+def test_warm_up_runs_the_grid_on_a_gpu_and_a_few_shapes_on_cpu(tiny_bundle):
+    settings = settings_for(tiny_bundle, max_batch_size=8, max_batch_tokens=256)
+    grid = build_grid(max_batch_size=8, max_batch_tokens=256, max_length=128)
+    assert set(warm_up_shapes(grid, settings, 128)) == set(grid.shapes)
+    assert warm_up_shapes(None, settings, 128) == [(8, 16), (2, 128), (1, 128), (1, 16)]
+    assert warm_up_shapes(None, settings, 10) == [(8, 10), (1, 10)]
+
+
+def test_a_session_that_hangs_is_replaced_by_one_of_its_own(tiny_bundle, monkeypatch, caplog):
+    hangs, released = threading.Event(), threading.Event()
+
+    async def run():
+        settings = settings_for(tiny_bundle, hung_session_s=0.5)
+        model = load_model(tiny_bundle.folder, settings)
+        real = model.session.run
+
+        def run(arrays):
+            hangs.set()
+            assert released.wait(20)
+            return real(arrays)
+
+        monkeypatch.setattr(model.session, "run", run)
+        model.start(settings, Metrics())
+        with pytest.raises(InferenceError):
+            await model.batcher.classify(["a good movie"])
+        await until(lambda: model.ready)
+        (result,) = await model.batcher.classify(["a good movie"])
+        released.set()
+        await model.close(5)
+        return result.scores.tolist()
+
+    assert asyncio.run(run()) == pytest.approx(reference_scores("a good movie"), abs=1e-6)
+    assert hangs.is_set()
 
 
 def loaded(*bundles):

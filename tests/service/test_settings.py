@@ -43,10 +43,6 @@ def test_empty_variables_count_as_unset(monkeypatch):
     assert Settings(model_folder=Path("/m")).default_model is None
 
 
-def test_sessions_default_to_the_usable_cpus():
-    assert 1 <= Settings(model_folder=Path("/m")).sessions <= len(os.sched_getaffinity(0))
-
-
 @pytest.mark.parametrize(
     ("files", "cpus"),
     [
@@ -77,6 +73,9 @@ def test_usable_cpus_obey_the_containers_limit(tmp_path, monkeypatch, files, cpu
         ({"log_level": "loud"}, ["LIMBECK_LOG_LEVEL", "'debug'", "'loud'"]),
         ({"bundles": "[/a"}, ["LIMBECK_BUNDLES", "JSON list"]),
         ({"bunles": "/a"}, ["bunles: no such setting"]),
+        ({"provider": "rocm"}, ["provider (LIMBECK_PROVIDER)", "'tensorrt'", "'rocm'"]),
+        ({"provider": "cpu", "cuda_graphs": True}, ["cuda_graphs is on, but provider is cpu; expected cuda or auto"]),
+        ({"tensorrt_cache": "/e"}, ["tensorrt_cache is set, but provider is auto; expected tensorrt"]),
         ({"max_inputs": 20, "queue_capacity": 10}, ["max_inputs is 20", "queue_capacity (10)"]),
     ],
 )

@@ -1,0 +1,64 @@
+"""A `limbeck serve` of our own, and the few bytes of HTTP that clients of ours need."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+START_S = 300  # TensorRT and CUDA graphs take their time
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start the service on a free port and give its process and port once it is ready; it is gone at the end.
+
+    `settings` go to it as LIMBECK_…, beside those of this process. Exits when it does not become ready.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    environment = os.environ | {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "limbeck.py"), "serve", str(bundle), "--port", str(port)],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )
+    try:
+        deadline = time.monotonic() + START_S
+        while not _ready(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("the service did not become ready; its log says why")
+            time.sleep(0.1)
+        yield server, port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready") as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def classify_request(body: bytes) -> bytes:
+    """Return a whole request to `/v1/classify` over a connection that stays open."""
+    head = (
+        b"POST /v1/classify HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
+    return head % len(body) + body
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Return an answer's status and body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+    return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
