@@ -106,5 +106,7 @@ def command(arguments: Sequence[object], setup: str) -> list[str]:
     words = [os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in arguments]
     # a shell that starts tests in the background has SIGINT ignored, and children keep that
     interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code = f"{interruptible}import sys\nsys.argv = ['limbeck', *{words!r}]\n{setup}\nimport limbeck\nlimbeck.main()\n"
-    return [sys.executable, "-c", code]
+    # lines that depend on how fast the machine is
+    quiet = "import bulk.progress; bulk.progress._LOG_EVERY_SECONDS = 1e9\n"
+    given = f"import sys; sys.argv = ['limbeck', *{words!r}]\n"
+    return [sys.executable, "-c", f"{interruptible}{quiet}{given}{setup}\nimport limbeck\nlimbeck.main()\n"]

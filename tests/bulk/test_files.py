@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -198,6 +199,20 @@ def test_gzip_in_and_out(classifier: Classifier, tmp_path: Path, kind: str) -> N
     assert expected
     assert gzip.decompress((tmp_path / f"b.{kind}.gz").read_bytes()) == expected
     assert (tmp_path / f"c.{kind}").read_bytes() == expected
+
+
+def test_progress_is_told_in_bytes_read_and_rows_done(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bulk.progress._LOG_EVERY_SECONDS", 0)
+    file, told = tmp_path / "in.txt", Told()
+    file.write_text("\n".join(TEXTS), encoding="utf-8")
+    classify_file(classifier, job(file, tmp_path / "out.txt", "txt"), told)
+    lines = [re.fullmatch(r"(\d+) %, (\d+) rows, [\d,]+ a second", line) for line in told.text().splitlines()]
+    assert [int(line[2]) for line in lines] == [16, 32, 48, 64, 80, 96, 112, 120]
+    shares = [int(line[1]) for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
 
 
 def test_damaged_gzip_is_named_and_leaves_no_output(classifier: Classifier, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -254,3 +256,33 @@ def test_too_many_stuck_sessions_turn_health_false(caplog, monkeypatch):
 
     scenario(test)
     assert "2 sessions hang" in caplog.text
+
+
+HANGING = """
+import asyncio, threading
+from tests.service.fakes import make
+
+class Hanging:
+    entered = threading.Event()
+    def tokenize(self, inputs):
+        from service.engine.tokenization import Encoding
+        return [Encoding([1], [0], truncated=False) for _ in inputs]
+    def infer(self, encodings):
+        self.entered.set()
+        threading.Event().wait()
+
+async def main():
+    model = Hanging()
+    _, batcher = make(model)
+    request = batcher.submit(["a"])
+    await asyncio.to_thread(model.entered.wait)
+    await batcher.close(0.01)
+    print(type(request.exception()).__name__)
+
+asyncio.run(main())
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process_from_ending():
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "DrainingError\n"), ended.stderr
