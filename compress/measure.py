@@ -32,7 +32,8 @@ from compress.metrics import (
     recall_drops,
     subset,
 )
-from compress.outputs import batch_invariance, rows_alone
+from compress.outputs import batch_invariance, invariance_runs, rows_alone
+from compress.progress import track
 from compress.recipe import Evaluate
 from compress.rows import Encoded, FloatArray
 from compress.slices import find_slices
@@ -127,7 +128,9 @@ def measure(
         invariance = None
         if name != TEACHER and subject.timed:
             encodings = subject.tokenizer.encode([example.input for example in mates])
-            invariance = batch_invariance(subject.path, encodings, subject.tokenizer.pad_id, ruler.seed)
+            title = f"batch invariance of {name}"
+            with track(ruler.console, title, invariance_runs(len(encodings))) as advance:
+                invariance = batch_invariance(subject.path, encodings, subject.tokenizer.pad_id, ruler.seed, advance)
         rows.append(
             StageMetrics(
                 stage=name,
