@@ -173,9 +173,7 @@ class Batcher:
         now_s = time.monotonic()
         while (ahead := self._workers.outstanding - self._workers.ready) < _PREPARED:
             formed = self._queue.next_batch(now_s, ahead=ahead >= 0)
-            for work in formed.expired:
-                work.request.fail(DeadlineError())
-                self._count_dropped(work.request, 1)
+            self._drop_late(formed.expired)
             if formed.entries:
                 self._workers.run(Batch(formed.entries))
             elif not formed.expired:
@@ -185,12 +183,11 @@ class Batcher:
 
     def _ran(self, batch: Batch, outcome: Outcome) -> None:
         """Hand out what a batch gave."""
+        self._drop_late(batch.skipped)
         rows = tokens = longest = 0
         for work, result in zip(batch.works, outcome.results, strict=True):
             request = work.request
             if result is Missing.SKIPPED:
-                request.fail(DeadlineError())  # unless it was cancelled or has failed
-                self._count_dropped(request, 1)
                 continue
             rows += 1
             tokens += work.tokens
@@ -217,11 +214,18 @@ class Batcher:
 
     def _hung(self, batch: Batch) -> None:
         self._metrics.hung_sessions.inc()
+        self._drop_late(batch.skipped)
         for work in batch.works:
             work.request.fail(
                 InferenceError("inference took too long and was given up; the service's log has the details")
             )
         self._dispatch()
+
+    def _drop_late(self, works: list[Work]) -> None:
+        """Answer entries that were found past their deadline, unless they were cancelled or have failed."""
+        for work in works:
+            work.request.fail(DeadlineError())
+            self._count_dropped(work.request, 1)
 
     def _expire(self, request: Request) -> None:
         """Answer a request whose deadline is over, unless all of it is in batches: workers look at the clock, too."""

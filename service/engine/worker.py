@@ -30,10 +30,11 @@ class Missing(Enum):
 class Batch:
     """Entries that are to be run together."""
 
-    __slots__ = ("abandoned", "works")
+    __slots__ = ("abandoned", "skipped", "works")
 
     def __init__(self, works: list[Work]) -> None:
         self.works = works
+        self.skipped: list[Work] = []  # those that its worker found cancelled or past their deadline
         self.abandoned = False  # its entries were answered with an error; a late result is dropped
 
 
@@ -91,6 +92,8 @@ class Worker:
         began_s = time.monotonic()
         results: list[NDArray[np.float32] | Missing] = [Missing.SKIPPED] * len(batch.works)
         wanted = [row for row, work in enumerate(batch.works) if _wanted(work, began_s)]
+        if len(wanted) < len(batch.works):
+            batch.skipped = [work for row, work in enumerate(batch.works) if row not in wanted]
         retried = False
         if wanted:
             try:
