@@ -21,6 +21,7 @@ from service.engine.queue import Priority
 from service.errors import (
     BodyTooLargeError,
     ContentTypeError,
+    DeadlineError,
     InferenceError,
     InvalidInputError,
     NotReadyError,
@@ -55,6 +56,7 @@ _CLASSIFY_ERRORS = _MODEL_ERRORS | _documented(
     InvalidInputError("inputs[3]", "found an empty text, expected at least one character that is not white space"),
     QueueFullError("the queue has no room for 8 more entries"),
     InferenceError("inference failed; the service's log has the details"),
+    DeadlineError(),
 )
 
 

@@ -343,6 +343,38 @@ def test_overload_is_refused_with_429_and_nothing_accepted_is_lost(tiny_bundle, 
     assert 'limbeck_requests_total{model="tiny",route="/v1/classify",status="429"} 8.0' in metrics
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "default_timeout_ms"),
+    [
+        ({"timeout_ms": 50}, {}, 0),
+        ({}, {"x-request-timeout-ms": "50"}, 0),
+        ({}, {}, 50),
+    ],
+)
+def test_a_request_past_its_deadline_gets_504_and_is_never_run(
+    tiny_bundle, monkeypatch, body, headers, default_timeout_ms
+):
+    held = Held(monkeypatch)
+
+    async def run():
+        async with running(settings_for(tiny_bundle, default_timeout_ms=default_timeout_ms)) as client:
+            held.release.clear()
+            calls = held.calls
+            first = asyncio.create_task(send(client, {"inputs": "a", "timeout_ms": 60_000}))
+            await until(lambda: held.calls > calls)
+            late = await client.post("/v1/classify", json={"inputs": ["b", "c"], **body}, headers=headers)
+            held.release.set()
+            return await first, late, held.calls - calls, (await client.get("/metrics")).text
+
+    try:
+        first, late, ran, metrics = asyncio.run(run())
+    finally:
+        held.release.set()
+    assert (first.status_code, late.status_code, ran) == (200, 504, 1)
+    assert late.json()["error"]["code"] == "deadline_exceeded"
+    assert 'limbeck_expired_entries_total{model="tiny",version="1"} 2.0' in metrics
+
+
 def test_a_client_that_leaves_is_not_worked_for(tiny_bundle, monkeypatch):
     held = Held(monkeypatch)
     body = b'{"inputs": "a"}'
@@ -475,7 +507,7 @@ def test_the_openapi_document_is_complete(tiny_bundle):
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path in ("/v1/classify", "/v1/models/{model}/classify", "/v1/models/{model}/versions/{version}/classify"):
         operation = document["paths"][path]["post"]
-        assert set(operation["responses"]) == {"200", "404", "413", "415", "422", "429", "500", "503"}
+        assert set(operation["responses"]) == {"200", "404", "413", "415", "422", "429", "500", "503", "504"}
         for status, response in operation["responses"].items():
             content = response["content"]["application/json"]
             assert "$ref" in content["schema"]
