@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from bundle import LAYOUT, Bundle, BundleError, Manifest, Task, Variant, open_bundle
 from service.engine.batcher import Batcher
+from service.engine.call_cost import padding_worth_a_call
 from service.engine.errors import EngineError
 from service.engine.postprocess import activate
 from service.engine.queue import BatchQueue
@@ -28,9 +30,6 @@ from service.variants import Choice
 
 log = logging.getLogger(__name__)
 
-# A call's fixed cost is that of 7 to 12 tokens on CPU (docs/experiments.md): more padding costs more than it saves.
-_CPU_PADDING_TOKENS = 8
-
 
 class Model:
     """A bundle with one of its variants in memory. `start` gives it a batcher and makes it ready."""
@@ -41,6 +40,7 @@ class Model:
         self.session = session
         self.tokenizer = tokenizer
         self.draining = False
+        self._max_padding_tokens = 0
         self._batcher: Batcher | None = None
 
     @property
@@ -70,21 +70,29 @@ class Model:
 
     def warm_up(self, settings: Settings) -> None:
         """Run shapes once, so that no request pays for a first time: on CPU a few, the largest among them, else all."""
-        for rows, length in warm_up_shapes(self.session.grid, settings, self.manifest.max_length):
-            self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * rows)
+        longest = self.manifest.max_length
+        for rows, length in warm_up_shapes(self.session.grid, settings, longest):
+            self._infer_blank(rows, length)
+        if settings.max_padding_tokens is not None:
+            self._max_padding_tokens = settings.max_padding_tokens
+        elif self.session.provider == CPU:
+            self._max_padding_tokens = padding_worth_a_call(partial(self._infer_blank, 1), longest)
+        else:  # a call is worth thousands of tokens there
+            self._max_padding_tokens = settings.max_batch_tokens
+        log.info("%s: an entry may add %d tokens of padding to a batch", self.manifest.name, self._max_padding_tokens)
+
+    def _infer_blank(self, rows: int, length: int) -> None:
+        self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * rows)
 
     def start(self, settings: Settings, metrics: Metrics) -> None:
         """Start the batcher on the running event loop."""
         name, version = self.manifest.name, self.manifest.version
-        padding = settings.max_padding_tokens
-        if padding is None:
-            padding = _CPU_PADDING_TOKENS if self.session.provider == CPU else settings.max_batch_tokens
         queue: BatchQueue[Work] = BatchQueue(
             capacity_entries=settings.queue_capacity,
             capacity_tokens=settings.queue_capacity_tokens,
             max_batch_size=settings.max_batch_size,
             max_batch_tokens=settings.max_batch_tokens,
-            max_padding_tokens=padding,
+            max_padding_tokens=self._max_padding_tokens,
             bulk_aging_s=settings.bulk_aging_ms / 1000,
             max_delay_s=settings.max_batch_delay_ms / 1000,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from functools import partial
@@ -17,7 +18,7 @@ from service.errors import StartupError
 from service.folders import find_bundles
 from service.settings import Settings
 from service.supervisor import CANNOT_START, Supervisor
-from service.workers import count_workers, share
+from service.workers import count_workers, has_gpu, share
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel
     """Serve connections from one of the two sockets; return the exit status."""
     from service.app import create_app
 
+    if not has_gpu():  # inference keeps every CPU busy: threads of the tokenizer's own double its CPU and save no time
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     startup_errors: list[StartupError] = []
 
     def stop(error: StartupError) -> None:

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_padding_tokens: int | None = Field(
         default=None,
         ge=0,
-        description="most padding that one entry may add to a batch; unset: 8 on a CPU, no bound on a GPU",
+        description="most padding one entry may add to a batch; unset: timed at the start on a CPU, no bound on a GPU",
     )
     max_batch_delay_ms: float = Field(
         default=0, ge=0, le=60_000, description="how long a batch that is not full may wait for more entries"

@@ -54,6 +54,7 @@ class Peer:
             # PyTriton's workers load libpython by name and must not find an older one of the system's
             "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR") or "",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "TOKENIZERS_PARALLELISM": "false",  # as Limbeck has it: the tokenizer's own threads only cost CPU here
             "HOME": str(scratch),
             "TMPDIR": str(scratch),
             **_QUIET,
