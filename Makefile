@@ -16,7 +16,7 @@ PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingfa
 # Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.
 ENGINE = if [ -x ../shared/docker/engine-up.sh ]; then eval "$$(../shared/docker/engine-up.sh)"; fi;
 
-.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving bench-overhead bench-gpu bench-soak lint format clean
+.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving bench-overhead bench-gpu bench-overload bench-soak lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,13 +70,16 @@ bench-serving: $(INSTALLED) ## Limbeck beside six other servers (25 minutes on a
 BUNDLE ?= runs/movie-reviews/bundle
 
 bench-gpu: $(INSTALLED) ## float16, float32 and INT8 on a GPU and beside it; says so where there is none
-	$(BIN)/python benchmarks/serving/gpu.py $(BUNDLE)
+	$(BIN)/python -m benchmarks.serving.gpu $(BUNDLE)
+
+bench-overload: $(INSTALLED) ## twice as many requests as the service can answer (needs wrk, two CPUs, an idle machine)
+	$(BIN)/python -m benchmarks.serving.overload $(BUNDLE)
 
 bench-soak: $(INSTALLED) ## a million requests of random length; memory must stay flat (REQUESTS=n for fewer)
-	$(BIN)/python benchmarks/serving/soak.py $(BUNDLE) $(if $(REQUESTS),--requests $(REQUESTS))
+	$(BIN)/python -m benchmarks.serving.soak $(BUNDLE) $(if $(REQUESTS),--requests $(REQUESTS))
 
 bench-overhead: $(INSTALLED) ## what the server costs beyond tokenizer and model, on BUNDLE (needs wrk and an idle machine)
-	$(BIN)/python benchmarks/serving/overhead.py $(BUNDLE) --workers 1 2
+	$(BIN)/python -m benchmarks.serving.overhead $(BUNDLE) --workers 1 2
 
 clean: ## remove what was built (.venv, runs, caches); the source stays
 	rm -rf $(VENV) .tmp runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

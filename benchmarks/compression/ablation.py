@@ -1,6 +1,6 @@
 """Which loss, temperature, unlabeled share, augmentation and schedule teach a student best, judged on validation.
 
-    .venv/bin/python benchmarks/compression/ablation.py movie-reviews-minilm --data DIR --out runs/ablation
+    .venv/bin/python -m benchmarks.compression.ablation movie-reviews-minilm --data DIR --out runs/ablation
 
 One teacher, then the same student taught in every way of WAYS. The test split is not looked at. Beside the task's
 metric stand the share of the teacher's decisions that the student shares and the mean squared difference of their
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.compression.recipe_list import FOLDER, NAMES, data_override, recipe_path
 from compress import distill, pipeline, teacher
 from compress.batches import predict_all
 from compress.machine import describe_machine
@@ -23,7 +24,6 @@ from compress.stage import Run, library_versions, write_atomic
 from compress.tasks import METRICS
 from service.engine.tokenization import Tokenizer
 
-RECIPES = Path(__file__).parent / "recipes"
 ONE, TWO = "distill.augment.copies=1", "distill.augment.copies=2"
 PLAIN = [f"distill.augment.{kind}=0" for kind in ("crop", "word_dropout", "span_swap", "nearest_words")]
 WAYS: dict[str, list[str]] = {
@@ -52,14 +52,13 @@ WAYS: dict[str, list[str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe, for all ways")
     arguments = parser.parse_args()
-    path = RECIPES / f"{arguments.name}.yaml"
-    dataset = next(line.split()[-1] for line in path.read_text().splitlines() if line.startswith("# data:"))
-    common = [f"data.folder={(arguments.data / dataset).resolve()}", "distill.augment.copies=0", *arguments.set]
+    path = recipe_path(arguments.name)
+    common = [data_override(arguments.name, arguments.data), "distill.augment.copies=0", *arguments.set]
     out = arguments.out / arguments.name
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
@@ -70,7 +69,7 @@ def main() -> None:
         if way in results:
             continue
         console.rule(way)
-        run = Run(load_recipe(path, [*common, *overrides]), RECIPES, out, console, {})
+        run = Run(load_recipe(path, [*common, *overrides]), FOLDER, out, console, {})
         pipeline.run_until(run, "distill")
         results[way] = judge(run)
         write_atomic(done, json.dumps(results, indent=2))

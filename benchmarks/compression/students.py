@@ -1,6 +1,6 @@
-"""Train and compress every student of one data set, after one teacher; benchmarks/compression/table.py then measures.
+"""Train and compress every student of one data set, after one teacher; benchmarks.compression.table then measures.
 
-    .venv/bin/python benchmarks/compression/students.py movie-reviews-mpnet --data DIR --model FOLDER
+    .venv/bin/python -m benchmarks.compression.students movie-reviews-mpnet --data DIR --model FOLDER
 
 DIR holds the data set's folder (train, validation, test and perhaps unlabeled .jsonl). The recipe is that of
 benchmarks/compression/recipes/NAME.yaml; each student changes the keys that STUDENTS says. Teacher and teacher's logits
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.compression.recipe_list import NAMES, data_override, recipe_path
 from compress.pipeline import compress
 
-RECIPES = Path(__file__).parent / "recipes"
 STUDENTS = {
     "6 layers": ["student.layers=6", "distill.epochs=2"],  # near the teacher from the start
     "3 layers": ["student.layers=3"],
@@ -36,7 +36,7 @@ KEPT = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data set's folder")
     parser.add_argument("--model", help="the pre-trained teacher, where the recipe's is not installed")
     parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher; the recipe's fine_tune is left out")
@@ -45,10 +45,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(STUDENTS), help="some of the students")
     parser.add_argument("--set", nargs="*", default=[], help="more keys of the recipe, for all students")
     arguments = parser.parse_args()
-    recipe = RECIPES / f"{arguments.name}.yaml"
+    recipe = recipe_path(arguments.name)
     out = arguments.out / arguments.name
-    dataset = next(line.split()[-1] for line in recipe.read_text().splitlines() if line.startswith("# data:"))
-    common = [f"data.folder={(arguments.data / dataset).resolve()}", *arguments.set]
+    common = [data_override(arguments.name, arguments.data), *arguments.set]
     if arguments.model:
         common.append(f"teacher.model={arguments.model}")
     if arguments.teacher:

@@ -1,6 +1,6 @@
-"""Measure what benchmarks/compression/students.py made: quality, exactness, size and speed, as one Markdown table.
+"""Measure what benchmarks.compression.students made: quality, exactness, size and speed, as one Markdown table.
 
-    .venv/bin/python benchmarks/compression/table.py movie-reviews-mpnet --data DIR --out runs/benchmark
+    .venv/bin/python -m benchmarks.compression.table movie-reviews-mpnet --data DIR --out runs/benchmark
 
 All models of a data set take turns in one run, one thread each, on real lengths. Retained is the share of the teacher's
 metric with its paired 95 % bootstrap interval; flips are decisions unlike the same model's in FP32; among 31 others:
@@ -25,6 +25,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from rich.console import Console
 
+from benchmarks.compression.recipe_list import NAMES, data_override, recipe_path
 from compress.calibrate import fit
 from compress.confidence import Fitted, reliability
 from compress.data import load_splits
@@ -48,7 +49,6 @@ from service.engine.postprocess import activate
 from service.engine.session import Session
 from service.engine.tokenization import Tokenizer, pad
 
-RECIPES = Path(__file__).parent / "recipes"
 SIZES = (1, 8)
 
 
@@ -64,7 +64,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe that students.py was given, too")
@@ -74,9 +74,7 @@ def main() -> None:
     parser.add_argument("--no-speed", action="store_true", help="leave the speeds out: for a machine that is not idle")
     arguments = parser.parse_args()
     load = load_average()  # before anything of this run is part of it
-    path = RECIPES / f"{arguments.name}.yaml"
-    dataset = next(line.split()[-1] for line in path.read_text().splitlines() if line.startswith("# data:"))
-    recipe = load_recipe(path, [f"data.folder={arguments.data / dataset}", *arguments.set])
+    recipe = load_recipe(recipe_path(arguments.name), [data_override(arguments.name, arguments.data), *arguments.set])
     spec, console = SPECS[recipe.task], Console(stderr=True, highlight=False)
     splits = load_splits(recipe.data, recipe.seed, spec)
     ruler = Ruler(spec, splits.labels, Evaluate(), recipe.seed, console)

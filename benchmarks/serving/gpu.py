@@ -1,6 +1,6 @@
 """What a GPU gains: float16 against float32 there and INT8 on the CPU, with and without IO binding and CUDA graphs.
 
-    .venv/bin/python benchmarks/serving/gpu.py runs/movie-reviews/bundle
+    .venv/bin/python -m benchmarks.serving.gpu runs/movie-reviews/bundle
 
 Where no CUDA device works it says why and ends with exit status 0. It needs an NVIDIA driver for CUDA 13, Python 3.11
 or later, and from PyPI: onnxruntime-gpu[cuda,cudnn], numpy, tokenizers, pydantic, pydantic-settings, and onnx where the
@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from service_process import classify_request, read_answer, serving
 
+from benchmarks.serving.service_process import classify_request, read_answer, serving
 from bundle import LAYOUT, Bundle, Variant, open_bundle, write_bundle
 from bundle.manifest import GoldenInput
 from compress.machine import describe_machine, load_average, usable_cores

@@ -6,6 +6,7 @@ it costs 35 to 60 µs of CPU a request, waking from sleep included.
 """
 
 import gc
+import itertools
 import math
 import random
 import select
@@ -44,11 +45,17 @@ class OpenLoop:
         self._idle: list[socket.socket] = []
         self._late: deque[float] = deque()
         self._sent = 0
-        self.latencies_s: list[float] = []
+        self.by_status: dict[int, list[float]] = {}
+        """Seconds from the scheduled times to the answers of each status; those without one have status 0."""
         self.answers = 0
         self.errors = 0
         self.send_delays_s: list[float] = []
         """How long after its time each request left: what of the latency is the generator's, or lack of connections."""
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Seconds from the scheduled times to the answers, of all requests, sorted."""
+        return sorted(itertools.chain.from_iterable(self.by_status.values()))
 
     def run(self, rate: float, seconds: float, seed: int = 0) -> Measured:
         """Send `rate` requests a second in the mean, at Poisson times, for so many seconds."""
@@ -74,7 +81,7 @@ class OpenLoop:
         finally:
             gc.enable()
         self._give_up(time.perf_counter())
-        ordered = sorted(self.latencies_s)
+        ordered = self.latencies_s
         return Measured(
             in_time / elapsed, 1000 * quantile(ordered, 0.5), 1000 * quantile(ordered, 0.99), self.answers, self.errors
         )
@@ -114,7 +121,7 @@ class OpenLoop:
             elif (status := complete(connection.received)) is not None:
                 del self._busy[number]
                 self._idle.append(connection.link)
-                self.latencies_s.append(time.perf_counter() - connection.scheduled)
+                self._count(status, time.perf_counter() - connection.scheduled)
                 if 200 <= status < 300:
                     self.answers += 1
                 else:
@@ -124,7 +131,10 @@ class OpenLoop:
         del self._busy[connection.link.fileno()]
         self._drop(connection.link)
         self.errors += 1
-        self.latencies_s.append(now - connection.scheduled)
+        self._count(0, now - connection.scheduled)
+
+    def _count(self, status: int, latency_s: float) -> None:
+        self.by_status.setdefault(status, []).append(latency_s)
 
     def _drop(self, link: socket.socket) -> None:
         self._poll.unregister(link.fileno())
@@ -134,7 +144,8 @@ class OpenLoop:
         for connection in list(self._busy.values()):
             self._fail(connection, now)
         self.errors += len(self._late)
-        self.latencies_s += [now - scheduled for scheduled in self._late]
+        for scheduled in self._late:
+            self._count(0, now - scheduled)
         for link in self._idle:
             self._drop(link)
         self._poll.close()

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 START_S = 300  # TensorRT and CUDA graphs take their time
+STOP_S = 30
 
 
 @contextlib.contextmanager
@@ -21,29 +22,47 @@ def serving(bundle: Path, **settings: object) -> Iterator[tuple[subprocess.Popen
 
     `settings` go to it as LIMBECK_…, beside those of this process. Exits when it does not become ready.
     """
+    port = free_port()
+    command = [sys.executable, str(ROOT / "limbeck.py"), "serve", str(bundle), "--port", str(port)]
+    variables = {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
+    with running(command, f"http://127.0.0.1:{port}/health/ready", variables) as process:
+        yield process, port
+
+
+@contextlib.contextmanager
+def running(command: list[str], url: str, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server and give its process once `url` answers 200; it is gone at the end.
+
+    `variables` are added to the environment. Exits when it does not become ready.
+    """
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _ready(url):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{url} did not become ready; the log says why")
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    environment = os.environ | {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "limbeck.py"), "serve", str(bundle), "--port", str(port)],
-        env=environment | {"PYTHONPATH": str(ROOT)},
-    )
-    try:
-        deadline = time.monotonic() + START_S
-        while not _ready(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the service did not become ready; its log says why")
-            time.sleep(0.1)
-        yield server, port
-    finally:
-        server.kill()
-        server.wait()
+        return port
 
 
-def _ready(port: int) -> bool:
+def _ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready") as answer:
+        with urllib.request.urlopen(url) as answer:
             return answer.status == 200
     except OSError:
         return False

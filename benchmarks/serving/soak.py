@@ -1,6 +1,6 @@
 """Whether the service's memory stays flat: very many requests of random length, and its resident memory as they pass.
 
-    .venv/bin/python benchmarks/serving/soak.py runs/movie-reviews/bundle
+    .venv/bin/python -m benchmarks.serving.soak runs/movie-reviews/bundle
 
 Starts `limbeck serve BUNDLE` on a free port (settings come from LIMBECK_… as ever), sends it REQUESTS requests over
 keep-alive connections, stops it and prints Markdown: machine, versions, counts, and resident memory of the service and
@@ -13,9 +13,7 @@ sent. Answers of 429 are counted and sent again.
 import argparse
 import asyncio
 import collections
-import contextlib
 import json
-import os
 import random
 import signal
 import statistics
@@ -26,8 +24,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from service_process import classify_request, read_answer, serving
-
+from benchmarks.serving import usage
+from benchmarks.serving.service_process import classify_request, read_answer, serving
 from compress.machine import describe_machine, load_average
 
 LARGEST_GROWTH = 0.05
@@ -156,20 +154,8 @@ def random_text(source: random.Random) -> bytes:
 
 async def watch(progress: Progress, pid: int) -> None:
     while True:
-        progress.resident_mb[progress.tenth()].append(resident_mb(pid))
+        progress.resident_mb[progress.tenth()].append(usage.memory(pid).rss_bytes / 1e6)
         await asyncio.sleep(SAMPLE_S)
-
-
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process and its children."""
-    total = 0.0
-    with contextlib.suppress(OSError):  # a child may end meanwhile
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-        total = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-        for tasks in Path(f"/proc/{pid}/task").iterdir():
-            children = (tasks / "children").read_text(encoding="ascii").split()
-            total += sum(resident_mb(int(child)) for child in children)
-    return total
 
 
 if __name__ == "__main__":
