@@ -2,8 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bulk.command import classify
+from limbeck_errors import reported
 
 if TYPE_CHECKING:
     from bundle import Bundle
@@ -25,31 +25,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_errors = Console(stderr=True, highlight=False)
-
-# the extra that brings a module; every other module comes with any install
-_EXTRAS = dict.fromkeys(
-    (
-        "model2vec",
-        "onnx",
-        "optimum",
-        "pyarrow",
-        "py3langid",
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "torch",
-        "transformers",
-        "yaml",
-    ),
-    "compress",
-)
-_EXTRAS["onnxruntime"] = "cpu"
-_EXTRAS["peft"] = "train"
-
-_GATE_FAILED = 3
-"""Exit code of a run whose model was made but must not be shipped."""
-
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
@@ -91,7 +66,7 @@ def compress(
     Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
     """
     console = Console(highlight=False)
-    with _reported("stopped; give the same command again to go on from the last checkpoint"):
+    with reported("stopped; give the same command again to go on from the last checkpoint"):
         from compress.pipeline import compress as run
 
         bundle = run(recipe, overrides or [], out, console, force)
@@ -140,7 +115,7 @@ def pack(
     Example: `limbeck pack ./my-classifier --data held-out.jsonl --out bundles/mine`
     """
     console = Console(highlight=False)
-    with _reported("stopped; nothing was written"):
+    with reported("stopped; nothing was written"):
         from compress.pack import pack as run
 
         names = None if labels is None else [name.strip() for name in labels.split(",")]
@@ -171,6 +146,9 @@ def serve(
     variant: Annotated[
         str | None, typer.Option(help="Variant to serve.  [default: the fastest exact one that passed]")
     ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or tensorrt.  [default: CUDA where it works, else the CPU]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference call.  [default: 1]")] = None,
     sessions: Annotated[int | None, typer.Option(help="Inference calls side by side.  [default: one a core]")] = None,
 ) -> None:
@@ -186,10 +164,11 @@ def serve(
         "port": port,
         "workers": workers,
         "variant": variant,
+        "provider": provider,
         "threads": threads,
         "sessions": sessions,
     }
-    with _reported():
+    with reported():
         from pydantic import ValidationError
 
         from service.server import serve as run
@@ -214,14 +193,15 @@ def inspect(
 
     Example: `limbeck inspect runs/movie-reviews/bundle --json | jq .labels`
     """
-    with _reported():
+    with reported():
         from bundle import open_bundle
+        from compress.card import print_card
 
         opened = open_bundle(bundle)
         if as_json:
             typer.echo(json.dumps(opened.manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
         else:
-            _print_card(opened)
+            print_card(opened)
 
 
 @app.command()
@@ -230,7 +210,7 @@ def verify(bundle: BundleArgument) -> None:
 
     Example: `limbeck verify runs/movie-reviews/bundle`
     """
-    with _reported():
+    with reported():
         from bundle import open_bundle
         from service.engine.session import available_providers
         from service.golden import verify_variant
@@ -258,90 +238,10 @@ def _print_next(bundle: "Bundle", console: Console) -> None:
     console.print(f"\n{verb} the bundle with: limbeck {command} {bundle.folder}", markup=False, soft_wrap=True)
 
 
-def _print_card(bundle: "Bundle") -> None:
-    from rich.table import Table
-
-    from bundle import LAYOUT
-
-    # labels, paths and names may hold what rich takes for markup
-    manifest, console = bundle.manifest, Console(highlight=False, markup=False)
-    console.print(f"{manifest.name} {manifest.version} · {manifest.task} · {bundle.folder}")
-    console.print(f"labels: {', '.join(manifest.labels)} ({manifest.activation}, at most {manifest.max_length} tokens)")
-    variants = Table("variant", "dtype", "MB", "batch-invariant", "gate", "runs on", title="Variants")
-    for variant in manifest.variants:
-        size = manifest.files[variant.file].size_bytes
-        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in variant.execution_providers)
-        gate = "passed" if variant.gate_passed else "failed, forced" if variant.forced else "failed"
-        exact = "yes" if variant.batch_invariant else "no"
-        variants.add_row(variant.name, variant.dtype, f"{size / 1e6:.1f}", exact, gate, providers)
-    console.print(variants)
-    for variant in manifest.variants:
-        if not variant.gate_passed:
-            consequence = "was shipped by order" if variant.forced else "is not served"
-            console.print(f"{variant.name} {consequence}: {variant.gate_reason}", soft_wrap=True)
-    total = sum(entry.size_bytes for entry in manifest.files.values())
-    tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
-    console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
-    if manifest.metrics:
-        from compress.report import stage_table, wording, worth_lines
-
-        title = "Test split" if "test" in manifest.lineage.data else "Sample texts"
-        console.print(stage_table(manifest.metrics, title, wording(manifest)))
-        for line in worth_lines(manifest.baselines):
-            console.print(line, soft_wrap=True)
-    lineage = manifest.lineage
-    seeds = ", ".join(f"{name} {value}" for name, value in lineage.seeds.items())
-    console.print(f"made {lineage.created_at} on {lineage.machine}, {seeds}", soft_wrap=True)
-    for name, split in lineage.data.items():
-        console.print(f"  {name}: {split.rows} rows, sha256 {split.sha256[:12]}…")
-    console.print(
-        "  " + ", ".join(f"{name} {version}" for name, version in lineage.library_versions.items()), soft_wrap=True
-    )
-
-
-@contextmanager
-def _reported(stopped: str = "stopped") -> Iterator[None]:
-    """Turn the errors that a user can act on into one message and an exit code: 1, or 3 when the gate failed.
-
-    `stopped` is what is said after Ctrl-C.
-    """
-    from bulk.errors import BulkError
-    from bundle import BundleError
-    from compress.errors import CompressError, GateError
-    from service.engine.errors import EngineError
-    from service.errors import StartupError
-
-    try:
-        yield
-    except GateError as error:
-        if error.table is not None:
-            _errors.print(error.table)
-        raise _failure(str(error), _GATE_FAILED) from error
-    except (BulkError, BundleError, CompressError, EngineError, StartupError) as error:
-        raise _failure(str(error)) from error
-    except OSError as error:
-        raise _failure(f"{error.filename or 'files'}: {error.strerror or error}") from error
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module not in _EXTRAS:
-            raise
-        extra = _EXTRAS[module]
-        or_gpu = " (on a CUDA machine: 'limbeck[gpu]')" if extra == "cpu" else ""
-        raise _failure(f"this needs {module}: pip install 'limbeck[{extra}]'{or_gpu}") from error
-    except KeyboardInterrupt:
-        _errors.print(stopped)
-        raise typer.Exit(130) from None
-
-
-def _failure(message: str, code: int = 1) -> typer.Exit:
-    _errors.print(f"error: {message}", markup=False, soft_wrap=True)
-    return typer.Exit(code)
-
-
 def _reporting(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _reported():
+        with reported():
             command(*args, **kwargs)
 
     return run
