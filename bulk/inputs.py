@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bulk.errors import InputError
-from service.engine.tokenization import TextInput
+from service.engine.tokenization import TextInput, unreadable
 
 MAX_TEXT_CHARACTERS = 1 << 20
 """Longer texts are refused, whatever the model reads of them: a tokenizer takes hundreds of bytes a character."""
@@ -19,15 +19,9 @@ def text_problem(text: Any) -> str | None:
         return "found bytes that are not UTF-8"
     if not isinstance(text, str):
         return f"found {'null' if text is None else type(text).__name__}, expected a text"
-    if not text or text.isspace():
-        return "found an empty text, expected at least one character that is not white space"
     if len(text) > MAX_TEXT_CHARACTERS:
         return f"found a text of {len(text)} characters, expected at most {MAX_TEXT_CHARACTERS}"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
-        return f"found half of a surrogate pair at character {error.start}, expected whole Unicode characters"
-    return None
+    return unreadable(text)
 
 
 def checked(inputs: Iterable[Any], *, pairs: bool) -> Iterator[TextInput]:

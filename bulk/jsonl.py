@@ -7,7 +7,7 @@ from typing import Any
 from bulk.decisions import Columns
 from bulk.errors import FormatError
 from bulk.line_source import LineSource
-from bulk.lines import Lines, RowTooLongError, not_utf8, too_long, without_end
+from bulk.lines import Lines
 from bulk.rows import Row, TextColumns, taken_names
 
 
@@ -27,22 +27,15 @@ class JsonLinesSource(LineSource):
     def next_row(self) -> Row | None:
         """Return the next row, None at the end; raises FormatError when the first has a key that would be added."""
         while True:
-            number = self._lines.next_number
-            try:
-                if not self._lines.take():
-                    return None
-            except RowTooLongError:
-                self._lines.commit_first()
-                return Row(number, b"", None, too_long("a line"))
-            raw = without_end(self._lines.commit())
-            if raw.strip():
-                return self._row(number, raw)
+            line = self._next_line()
+            if line is None or isinstance(line, Row):
+                return line
+            if line.raw.strip():
+                return self._row(*line)
 
-    def _row(self, number: int, raw: bytes) -> Row:
+    def _row(self, number: int, raw: bytes, text: str) -> Row:
         try:
-            fields = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            return Row(number, raw, None, not_utf8(error))
+            fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             return Row(number, raw, None, f"not JSON: {error}")
         if not isinstance(fields, dict):

@@ -3,12 +3,20 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bulk.decisions import Columns, Kind
-from bulk.lines import Lines
+from bulk.lines import Lines, RowTooLongError, not_utf8, too_long, without_end
 from bulk.rows import Position, Row, TextColumns
 from service.engine.postprocess import FloatArray
+
+
+class Line(NamedTuple):
+    """A line without its end: as bytes, and decoded."""
+
+    number: int
+    raw: bytes
+    text: str
 
 
 class LineSource(ABC):
@@ -26,6 +34,21 @@ class LineSource(ABC):
     @abstractmethod
     def next_row(self) -> Row | None:
         """Return the next row; None at the end."""
+
+    def _next_line(self) -> Line | Row | None:
+        """Return the next line, where a line is a row: as a bad row when it cannot be read, None at the end."""
+        number = self._lines.next_number
+        try:
+            if not self._lines.take():
+                return None
+        except RowTooLongError:
+            self._lines.commit_first()
+            return Row(number, b"", None, too_long("a line"))
+        raw = without_end(self._lines.commit())
+        try:
+            return Line(number, raw, raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            return Row(number, raw, None, not_utf8(error))
 
     @abstractmethod
     def _with_values(self, raw: bytes, values: Sequence[Any]) -> bytes:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from bulk.errors import TaskError
 from bundle import LAYOUT, Bundle, Task, open_bundle
-from service.engine.errors import SessionError
-from service.engine.session import Session, available_providers
-from service.engine.session_options import CPU, CUDA
+from service.engine.session import Session
 from service.engine.tokenization import Tokenizer
 from service.golden import check_golden
-from service.variants import AUTO, Choice, choose_variant
+from service.sessions import load_session
+from service.variants import AUTO, Choice
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +37,13 @@ def load_model(folder: Path, variant: str) -> Model:
             "to whole texts; `limbeck verify` runs it"
         )
     tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
-    choice, session = _load_session(bundle, variant)
+
+    def make(choice: Choice) -> Session:
+        return Session(bundle.path(choice.variant.file), provider=choice.provider, labels=len(bundle.manifest.labels))
+
+    choice, session = load_session(bundle.manifest, variant, AUTO, make)
     check_golden(bundle, choice.variant.name, session, tokenizer)
     if choice.variant.forced:
         reason = choice.variant.gate_reason
         log.warning("variant %s did not pass its gate and runs by order: %s", choice.variant.name, reason)
     return Model(bundle, choice, session, tokenizer)
-
-
-def _load_session(bundle: Bundle, variant: str) -> tuple[Choice, Session]:
-    choice = choose_variant(bundle.manifest, variant, available_providers())
-    try:
-        return choice, _session(bundle, choice)
-    except SessionError as error:
-        # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
-        if choice.provider != CUDA or variant != AUTO:
-            raise
-        log.warning("%s; taking the CPU instead", error)
-    choice = choose_variant(bundle.manifest, AUTO, [CPU])
-    return choice, _session(bundle, choice)
-
-
-def _session(bundle: Bundle, choice: Choice) -> Session:
-    return Session(bundle.path(choice.variant.file), provider=choice.provider, labels=len(bundle.manifest.labels))

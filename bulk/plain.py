@@ -7,7 +7,7 @@ from bulk.decisions import Columns
 from bulk.errors import FormatError
 from bulk.inputs import text_problem
 from bulk.line_source import LineSource, as_field
-from bulk.lines import Lines, RowTooLongError, not_utf8, too_long, without_end
+from bulk.lines import Lines
 from bulk.rows import Row, TextColumns
 
 _SPACES = str.maketrans("\t\r\n", "   ")  # within a label
@@ -31,20 +31,11 @@ class PlainSource(LineSource):
 
     def next_row(self) -> Row | None:
         """Return the next row; None at the end."""
-        number = self._lines.next_number
-        try:
-            if not self._lines.take():
-                return None
-        except RowTooLongError:
-            self._lines.commit_first()
-            return Row(number, b"", None, too_long("a line"))
-        raw = without_end(self._lines.commit())
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            return Row(number, raw, None, not_utf8(error))
-        problem = text_problem(text)
-        return Row(number, raw, None if problem else text, problem)
+        line = self._next_line()
+        if line is None or isinstance(line, Row):
+            return line
+        problem = text_problem(line.text)
+        return Row(line.number, line.raw, None if problem else line.text, problem)
 
     def _with_values(self, raw: bytes, values: Sequence[Any]) -> bytes:
         fields = (as_field(value, column.kind) for value, column in zip(values, self._columns.added, strict=True))

@@ -32,8 +32,7 @@ from compress.metrics import (
     recall_drops,
     subset,
 )
-from compress.outputs import batch_invariance, invariance_runs, rows_alone
-from compress.progress import track
+from compress.outputs import batch_invariance, rows_alone
 from compress.recipe import Evaluate
 from compress.rows import Encoded, FloatArray
 from compress.slices import find_slices
@@ -129,8 +128,8 @@ def measure(
         if name != TEACHER and subject.timed:
             encodings = subject.tokenizer.encode([example.input for example in mates])
             title = f"batch invariance of {name}"
-            with track(ruler.console, title, invariance_runs(len(encodings))) as advance:
-                invariance = batch_invariance(subject.path, encodings, subject.tokenizer.pad_id, ruler.seed, advance)
+            pad_id = subject.tokenizer.pad_id
+            invariance = batch_invariance(subject.path, encodings, pad_id, ruler.seed, ruler.console, title)
         rows.append(
             StageMetrics(
                 stage=name,

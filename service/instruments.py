@@ -5,6 +5,7 @@ which has no gauges that read a function either. It still writes the text format
 only, the event loop's.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -69,7 +70,7 @@ class Histogram:
 Child = TypeVar("Child", Counter, Gauge, Histogram)
 
 
-class Family(Generic[Child]):
+class Family(ABC, Generic[Child]):
     """The instruments of one name, by the values of their labels."""
 
     width = 1
@@ -91,12 +92,12 @@ class Family(Generic[Child]):
             child = self.children[values] = self._make(self._page.add((self.name, *values), self.width))
         return child
 
+    @abstractmethod
     def show(self, rows: dict[Key, list[list[float]]]) -> Metric:
         """Return the metric: of each instrument, the numbers of all processes that have it."""
-        raise NotImplementedError
 
-    def _make(self, begin: int) -> Child:
-        raise NotImplementedError
+    @abstractmethod
+    def _make(self, begin: int) -> Child: ...
 
     def _named(self, values: Key) -> dict[str, str]:
         return dict(zip(self._labels, values, strict=True))

@@ -1,8 +1,9 @@
 """Makes the sessions that a model in service needs, out of its bundle and the settings."""
 
 import logging
+from collections.abc import Callable
 
-from bundle import Bundle
+from bundle import Bundle, Manifest
 from service.engine.errors import SessionError
 from service.engine.session import RUNTIME_VERSION, Session, available_providers
 from service.engine.session_options import CPU, GPU_PROVIDERS, TENSORRT, SessionOptions
@@ -17,27 +18,28 @@ _WARM_UP_LENGTHS = (16, 128, 512)  # tokens; those below max_length, and max_len
 _GPU_CALLS = 2
 
 
-def load_session(bundle: Bundle, pad_id: int, settings: Settings) -> tuple[Choice, Session]:
-    """Choose a variant and a provider and load a session of them; under `provider: auto` the CPU where CUDA fails.
+def load_session(
+    manifest: Manifest, variant: str, provider: str, make: Callable[[Choice], Session]
+) -> tuple[Choice, Session]:
+    """Choose a variant and a provider and `make` a session of them; under provider `auto` the CPU where a GPU fails.
 
-    Raises StartupError when nothing fits or the provider asked for does not work here, SessionError and
-    LabelMismatchError for the rest.
+    Raises StartupError when nothing fits or the provider asked for does not work here, and what `make` raises.
     """
-    choice = choose_variant(bundle.manifest, settings.variant, available_providers(), settings.provider)
+    choice = choose_variant(manifest, variant, available_providers(), provider)
     try:
-        return choice, make_session(bundle, choice, pad_id, settings)
+        return choice, make(choice)
     except SessionError as error:
         # onnxruntime-gpu lists CUDA on machines without a GPU too, and says no only here.
         if choice.provider not in GPU_PROVIDERS:
             raise
-        if settings.provider != AUTO:
+        if provider != AUTO:
             raise StartupError(
-                f"provider (LIMBECK_PROVIDER): found {settings.provider!r}, which does not work on this machine; "
+                f"provider (LIMBECK_PROVIDER): found {provider!r}, which does not work on this machine; "
                 f"expected auto or cpu here: {error}"
             ) from error
         log.warning("%s; taking the CPU instead", error)
-    choice = choose_variant(bundle.manifest, settings.variant, [CPU])
-    return choice, make_session(bundle, choice, pad_id, settings)
+    choice = choose_variant(manifest, variant, [CPU])
+    return choice, make(choice)
 
 
 def make_session(bundle: Bundle, choice: Choice, pad_id: int, settings: Settings) -> Session:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bundle import Manifest
-from service.engine.tokenization import TextInput
+from service.engine.tokenization import TextInput, unreadable
 from service.errors import InvalidInputError
 
 
@@ -33,11 +33,6 @@ def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: in
 
 
 def _check_text(field: str, text: str) -> None:
-    if not text or text.isspace():
-        raise InvalidInputError(field, "found an empty text, expected at least one character that is not white space")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            field, f"found half of a surrogate pair at character {error.start}, expected whole Unicode characters"
-        ) from error
+    problem = unreadable(text)
+    if problem is not None:
+        raise InvalidInputError(field, problem)

@@ -65,6 +65,17 @@ class Tokenizer:
         return found
 
 
+def unreadable(text: str) -> str | None:
+    """Say why no model classifies `text`: it is blank, or has lone surrogates, which JSON can escape; else None."""
+    if not text or text.isspace():
+        return "found an empty text, expected at least one character that is not white space"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"found half of a surrogate pair at character {error.start}, expected whole Unicode characters"
+    return None
+
+
 def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, IntArray]:
     """Pad on the right to the longest: `input_ids`, `attention_mask`, `token_type_ids`, each (B, T) int64."""
     lengths = [len(encoding.ids) for encoding in encodings]

@@ -63,6 +63,7 @@ def test_bulk_takes_what_classifies_and_nothing_of_http() -> None:
     allowed = ENGINE_FOR_COMPRESS | {
         "service.engine.session_options",
         "service.golden",
+        "service.sessions",
         "service.settings",
         "service.variants",
     }
