@@ -12,14 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.errors import QuantizeError
 from compress.export import export_model
 from compress.fold import fold_biases
-from compress.fuse import fuse_attention, keep_first_tokens
+from compress.fuse import fuse_attention
 from compress.graph import Graph
 from compress.outputs import batch_invariance
 from compress.quantize import quantizable_matrices, quantize_model, quantize_symmetric
 from compress.recipe import Quantize
 from service.engine.session import Session
 from service.engine.tokenization import Encoding, pad
-from tests.support.models import VOCABULARY, tiny_classifier, tiny_config
+from tests.support.models import VOCABULARY, tiny_config, tiny_encoder
 
 RNG = np.random.default_rng(0)
 
@@ -168,10 +168,7 @@ def test_rows_of_zeros_and_of_the_smallest_numbers_stay_finite(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def encoder() -> onnx.ModelProto:
-    graph = Graph(export_model(tiny_classifier(layers=3), "text-classification", opset=18))
-    fuse_attention(graph, heads=4)
-    keep_first_tokens(graph)
-    return graph.finish()
+    return tiny_encoder(layers=3)
 
 
 def copy(model: onnx.ModelProto) -> onnx.ModelProto:

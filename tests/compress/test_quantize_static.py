@@ -7,9 +7,6 @@ import onnx
 import pytest
 
 from compress.errors import QuantizeError
-from compress.export import export_model
-from compress.fuse import fuse_attention, keep_first_tokens
-from compress.graph import Graph
 from compress.outputs import batch_invariance
 from compress.quantize import quantizable_activations, quantize_model, scale_of
 from compress.quantize_static import BINS, Histogram, calibrate, mse_range, percentile_range
@@ -17,17 +14,14 @@ from compress.recipe import Quantize
 from service.engine.session import Session
 from service.engine.tokenization import pad
 from tests.compress.test_quantize import copy, linear_model, run, texts
-from tests.support.models import tiny_classifier
+from tests.support.models import tiny_classifier, tiny_encoder
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def encoder() -> onnx.ModelProto:
-    graph = Graph(export_model(tiny_classifier(layers=2), "text-classification", opset=18))
-    fuse_attention(graph, heads=4)
-    keep_first_tokens(graph)
-    return graph.finish()
+    return tiny_encoder()
 
 
 def histogram_of(values: np.ndarray, parts: int = 7) -> Histogram:

@@ -6,7 +6,16 @@ import pytest
 from service import app as app_module
 from service.app import create_app
 from service.errors import StartupError
-from tests.service.helpers import changed, lifespan, pair_bundle, reference_scores, running, settings_for, until
+from tests.service.helpers import (
+    changed,
+    lifespan,
+    pair_bundle,
+    post_scope,
+    reference_scores,
+    running,
+    settings_for,
+    until,
+)
 from tests.support.bundles import TEXTS, make_bundle
 
 JSON = {"content-type": "application/json"}
@@ -391,20 +400,7 @@ def test_a_client_that_leaves_is_not_worked_for(tiny_bundle, monkeypatch):
             async def ignore(_message):
                 pass
 
-            scope = {
-                "type": "http",
-                "asgi": {"version": "3.0"},
-                "http_version": "1.1",
-                "method": "POST",
-                "scheme": "http",
-                "path": "/v1/classify",
-                "raw_path": b"/v1/classify",
-                "query_string": b"",
-                "root_path": "",
-                "headers": [(b"content-type", b"application/json")],
-                "client": None,
-                "server": None,
-            }
+            scope = post_scope("/v1/classify", [(b"content-type", b"application/json")])
             leaving = asyncio.create_task(client.app(scope, messages.get, ignore))
             registry = client.app.state.registry
             await until(lambda: registry.get().batcher._queue.waiting_entries == 1)

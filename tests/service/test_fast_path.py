@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
-from tests.service.helpers import lifespan, pair_bundle, running, settings_for, until
+from tests.service.helpers import lifespan, pair_bundle, post_scope, running, settings_for, until
 from tests.support.bundles import make_bundle
 
 PATHS = [
@@ -30,21 +30,7 @@ GOOD = b'{"inputs": ["a good movie"], "top_k": 1, "timeout_ms": 3600000, "priori
 
 async def ask(app, path: str, messages: list[dict], headers: list[tuple[bytes, bytes]]) -> tuple[int, dict, Any]:
     """Send one request to an ASGI app; return status, headers and what the body says."""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "client": None,
-        "server": None,
-        "state": {"arrived_s": time.monotonic()},
-    }
+    scope = post_scope(path, headers) | {"state": {"arrived_s": time.monotonic()}}
     waiting = iter([*messages, {"type": "http.disconnect"}])
     sent = []
 

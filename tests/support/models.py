@@ -4,16 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
 from bundle.manifest import Task
+from compress.export import export_model
+from compress.fuse import fuse_attention, keep_first_tokens
+from compress.graph import Graph
 from compress.tasks import SPECS
 from tests.support.bundles import WORDS, tiny_tokenizer
 from tests.support.rows import tiny_rows, write_tiny_data
 
-__all__ = ["FAMILIES", "VOCABULARY", "save_tiny_model", "tiny_classifier", "tiny_config", "tiny_rows"]
+__all__ = ["FAMILIES", "VOCABULARY", "save_tiny_model", "tiny_classifier", "tiny_config", "tiny_encoder", "tiny_rows"]
 
 VOCABULARY = 4 + len(WORDS)
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "mpnet")
@@ -50,6 +54,14 @@ def tiny_classifier(
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return model.eval()
+
+
+def tiny_encoder(layers: int = 2) -> onnx.ModelProto:
+    """Return a tiny classifier as the export stage makes it: attention fused, the last layer cut to first tokens."""
+    graph = Graph(export_model(tiny_classifier(layers=layers), "text-classification", opset=18))
+    fuse_attention(graph, heads=4)
+    keep_first_tokens(graph)
+    return graph.finish()
 
 
 def save_tiny_model(
