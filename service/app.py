@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api import failures, native, operations
@@ -95,6 +96,10 @@ class _App(FastAPI):
     """FastAPI behind the fast path: a middleware of FastAPI's would come after three of its own layers."""
 
     fast_path: FastPath
+
+    def refusal(self, method: bytes, url: bytes) -> Response | None:
+        """Return the answer to a request that cannot be taken, from its head alone; see `service.protocol`."""
+        return self.fast_path.refusal(method, url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.fast_path(scope, receive, send)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import failures
 from service.api.classify import Classifier, Question
 from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
 from service.engine.queue import Priority
+from service.errors import ServiceError
 from service.metrics import Metrics
 from service.registry import Model, Registry
 from service.settings import MAX_TIMEOUT_MS
@@ -74,6 +76,7 @@ class FastPath:
         self._classifier = classifier
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._refusals: dict[int | None, Response] = {}  # by Retry-After, all else in them is the same
         self._decode = msgspec.json.Decoder(_Request).decode
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +86,7 @@ class FastPath:
             return
         arrived_s = time.monotonic()
         scope.setdefault("state", {})["arrived_s"] = arrived_s
-        target = _target(scope)
+        target = _target(scope["method"], scope["path"])
         head = self._head(scope["headers"]) if target is not None else None
         if target is None or head is None:
             await self._app(scope, receive, send)
@@ -96,6 +99,27 @@ class FastPath:
         question, model = understood
         status = await self._answer(question, model, scope, receive, send)
         self._metrics.answered(model.manifest.name, target.route, status, time.monotonic() - arrived_s)
+
+    def refusal(self, method: bytes, url: bytes) -> Response | None:
+        """Return the answer to a request for labels that the queue has no room for; None to every other."""
+        if not self._registry.crowded or method != b"POST":
+            return None
+        target = _target("POST", url.partition(b"?")[0].decode("ascii", "replace"))
+        if target is None:
+            return None
+        try:
+            model = self._registry.get(target.model, target.version)
+        except ServiceError:
+            return None  # the app says what is wrong
+        if not model.batcher.full:
+            return None
+        error = model.batcher.refusal()
+        self._metrics.rejected.labels(error.code).inc()
+        self._metrics.answered(model.manifest.name, target.route, error.status, 0.0)
+        response = self._refusals.get(error.retry_after_s)
+        if response is None:  # at most 60 of them
+            response = self._refusals[error.retry_after_s] = failures.respond(error)
+        return response
 
     def _head(self, headers: list[tuple[bytes, bytes]]) -> _Head | None:
         """Return the options given in headers, or None when something there is not ordinary."""
@@ -170,11 +194,10 @@ class FastPath:
         return 200
 
 
-def _target(scope: Scope) -> _Target | None:
+def _target(method: str, path: str) -> _Target | None:
     """Return whom the path asks, when it is one that this file answers."""
-    if scope["method"] != "POST":
+    if method != "POST":
         return None
-    path = scope["path"]
     if path == ROUTE:
         return _DEFAULT
     match path.split("/"):

@@ -83,6 +83,15 @@ class Batcher:
         """Whether requests are taken: false the moment the owner dies, and while no session is there."""
         return self._owner.alive and self._workers.ready > 0
 
+    @property
+    def full(self) -> bool:
+        """Whether a request of any size would be refused now."""
+        return self._queue.full
+
+    def refusal(self) -> QueueFullError:
+        """Return what it would be refused with."""
+        return self._queue_full(1, "entries")
+
     async def classify(
         self,
         inputs: Sequence[TextInput],
@@ -260,6 +269,9 @@ class Batcher:
             return InvalidInputError(
                 "inputs", f"found {asked} {unit}, more than the queue ever holds; send fewer at once"
             )
+        return self._queue_full(asked, unit)
+
+    def _queue_full(self, asked: int, unit: str) -> QueueFullError:
         rate = None if self._tokens_per_s is None else self._tokens_per_s * self._sessions
         return QueueFullError(
             f"the queue has no room for {asked} more {unit}", retry_after_s=self._queue.drain_estimate_s(rate)

@@ -117,6 +117,11 @@ class BatchQueue(Generic[E]):
         """Number of tokens that wait for a batch, without padding."""
         return self._tokens
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for a single entry more."""
+        return self._entries + self._reserved >= self._capacity_entries or self._tokens >= self._capacity_tokens
+
     def reserve(self, count: int) -> Refusal | None:
         """Take `count` places, or none of them and say why."""
         if count > self._capacity_entries:

@@ -87,6 +87,17 @@ def test_unanswered_requests_are_errors_and_keep_their_latency() -> None:
     assert found.p99_ms >= 500
 
 
+def test_answers_are_told_apart_by_status() -> None:
+    kinds = itertools.cycle([OK, b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n"])
+    with fake_server(lambda: next(kinds)) as port:
+        loop = OpenLoop("127.0.0.1", port, [REQUEST])
+        loop.connect(2)
+        loop.run(100, 0.2)
+    asked = len(list(poisson(100, 0.2, 0)))
+    counts = {status: len(latencies) for status, latencies in loop.by_status.items()}
+    assert counts == {200: (asked + 1) // 2, 429: asked // 2}
+
+
 def test_refusals_and_broken_connections_are_errors() -> None:
     kinds = itertools.cycle([b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n", None])
     with fake_server(lambda: next(kinds)) as port:
