@@ -183,7 +183,7 @@ def in_process_texts_per_s(job: tuple[Path, list[str], int]) -> float:
 @contextlib.contextmanager
 def both(bundle: Path, texts: list[str], workers: int) -> Iterator[tuple[Running, Running]]:
     """Run the bare app, whose answers are as long as Limbeck's, and Limbeck."""
-    with serving(bundle, workers=workers, log_level="critical") as (limbeck, port):
+    with serving(bundle, workers=workers, log_level="error") as (limbeck, port):
         ours = f"http://127.0.0.1:{port}/v1/classify"
         question = json.dumps({"inputs": texts[:1]}).encode()
         with urllib.request.urlopen(
