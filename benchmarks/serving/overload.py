@@ -86,11 +86,13 @@ def overload(pid: int, port: int, requests: list[bytes], peak: float, arguments:
     """Send more than the service can answer, print the figures and return the exit status."""
     goodput, accepted, refused, late, memory = [], [], [], [], []
     counts: dict[int, int] = {}
-    for turn in range(arguments.rounds):
+    for turn in range(arguments.rounds + 1):
         loop = OpenLoop(HOST, port, requests, max_connections=CLIENTS, grace_s=arguments.deadline_ms / 1000 + 1)
         loop.connect(CLIENTS)
         with sampled_memory(pid) as samples:
             found = loop.run(arguments.times * peak, arguments.seconds, seed=turn)
+        if turn == 0:  # to warm up: the first full queue, the first so many connections
+            continue
         goodput.append(found.per_second)
         accepted.append([1000 * quantile(sorted(loop.by_status.get(200, [])), share) for share in (0.5, 0.99)])
         refused.append([1000 * quantile(sorted(loop.by_status.get(429, [])), share) for share in (0.5, 0.99)])
