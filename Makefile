@@ -46,7 +46,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: $(INSTALLED) ## fast tests and one end-to-end run on real weights (≤ 8 minutes)
-	$(PYTEST) -m "not slow and not docker and not gpu"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not docker and not gpu"
 
 test-all: $(INSTALLED) ## the slow tests and the Docker tests (skipped with a reason where no engine answers)
 	$(PYTEST) -m "slow or docker" --timeout=1500 -rs

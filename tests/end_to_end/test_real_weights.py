@@ -124,7 +124,9 @@ def test_a_slice_of_the_reviews_from_teacher_to_http(tmp_path: Path) -> None:
     small += [
         "distill.epochs=3",
         "distill.learning_rate=2e-4",
+        "distill.augment.copies=0",
         "evaluate.latency_rounds=3",
+        "evaluate.latency_texts=32",
         "evaluate.baselines=false",
         "quantize.candidates=[per-token]",
         "gate.max_quality_drop=0.1",
