@@ -7,8 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.api import failures, native, operations
 from service.api.classify import Classifier
@@ -74,7 +72,7 @@ def create_app(
             ending.set()
             await registry.close(settings.shutdown_timeout_s)
 
-    app = _App(
+    app = FastAPI(
         title="Limbeck",
         version="1",
         description="Text classification from Limbeck bundles.",
@@ -88,24 +86,8 @@ def create_app(
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     failures.install(app, metrics)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # outermost: it sees every status
-    app.fast_path = FastPath(app.framework, registry, classifier, metrics, settings.max_body_bytes)
+    app.state.fast_path = FastPath(registry, classifier, metrics, settings.max_body_bytes)  # for `service.protocol`
     return app
-
-
-class _App(FastAPI):
-    """FastAPI behind the fast path: a middleware of FastAPI's would come after three of its own layers."""
-
-    fast_path: FastPath
-
-    def refusal(self, method: bytes, url: bytes) -> Response | None:
-        """Return the answer to a request that cannot be taken, from its head alone; see `service.protocol`."""
-        return self.fast_path.refusal(method, url)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.fast_path(scope, receive, send)
-
-    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(scope, receive, send)
 
 
 async def _tell_others(metrics: Metrics) -> None:

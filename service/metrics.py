@@ -131,8 +131,8 @@ class Metrics:
 class RequestMetricsMiddleware:
     """Counts and times each HTTP request by the template of its route.
 
-    The model is what the route put into `request.state.model` after it had found one; empty otherwise. When the
-    request came is in `request.state.arrived_s`.
+    The model is what the route put into `request.state.model` after it had found one; empty otherwise. Routes find in
+    `request.state.arrived_s` when the request came.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -145,7 +145,8 @@ class RequestMetricsMiddleware:
             await self.app(scope, receive, send)
             return
         status = 499  # stays when nobody was left to answer
-        state = scope["state"]
+        state = scope.setdefault("state", {})
+        state["arrived_s"] = time.monotonic()
 
         async def watched_send(message: Message) -> None:
             nonlocal status

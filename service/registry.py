@@ -207,15 +207,6 @@ class Registry:
         self._models = by_name
         self._published = True
 
-    @property
-    def crowded(self) -> bool:
-        """Whether the queue of some model is full; asked for every request."""
-        for versions in self._models.values():
-            for model in versions:
-                if model.batcher.full:
-                    return True
-        return False
-
     def get(self, name: str | None = None, version: str | None = None) -> Model:
         """Return the model a request means.
 

@@ -1,7 +1,7 @@
 """What every way to ask for labels shares: deadline, priority, the engine, a client that leaves, the answer's JSON."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -9,7 +9,6 @@ from starlette.types import Receive
 
 from service.api.disconnect import DisconnectWatch
 from service.api.inputs import check_inputs
-from service.engine.batcher import Batcher
 from service.engine.postprocess import rank
 from service.engine.queue import Priority
 from service.engine.request import Classified
@@ -67,7 +66,17 @@ class Classifier:
 
         Raises ClientGoneError when the client leaves meanwhile. The request's body must have been read from `receive`.
         """
-        results = await self._watch.result(self._submit(question, model.batcher), receive)
+        results = await self._watch.result(self.submit(question, model), receive)
+        return self.encode(question, model, results)
+
+    def submit(self, question: Question, model: Model) -> asyncio.Future[list[Classified]]:
+        """Hand a question that was checked to the engine; raises what the batcher raises."""
+        timeout_ms = question.timeout_ms or self._default_timeout_ms
+        deadline_s = question.arrived_s + timeout_ms / 1000 if timeout_ms else None
+        return model.batcher.submit(question.inputs, priority=question.priority, deadline_s=deadline_s)
+
+    def encode(self, question: Question, model: Model, results: Iterable[Classified]) -> bytes:
+        """Return the JSON of a ClassifyResponse."""
         manifest = model.manifest
         return self._encode(
             _Answer(
@@ -77,13 +86,6 @@ class Classifier:
                 [_result(result, manifest.labels, question.top_k) for result in results],
             )
         )
-
-    def _submit(self, question: Question, batcher: Batcher) -> asyncio.Future[list[Classified]]:
-        return batcher.submit(question.inputs, priority=question.priority, deadline_s=self._deadline_s(question))
-
-    def _deadline_s(self, question: Question) -> float | None:
-        timeout_ms = question.timeout_ms or self._default_timeout_ms
-        return question.arrived_s + timeout_ms / 1000 if timeout_ms else None
 
 
 def _result(classified: Classified, labels: tuple[str, ...], top_k: int | None) -> _Result:

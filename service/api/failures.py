@@ -48,14 +48,14 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_middleware(UnexpectedErrorMiddleware, metrics=metrics)
 
 
-def respond_to(error: BaseException, scope: Scope, metrics: Metrics) -> Response:
-    """Return the response to whatever ended a request of `scope`; what is a fault of the service is logged."""
+def respond_to(error: BaseException, request: str, metrics: Metrics) -> Response:
+    """Return the response to whatever ended a request, described by `request`; a fault of the service is logged."""
     if isinstance(error, ServiceError):
         return _counted(error, metrics)
     if isinstance(error, asyncio.CancelledError):
         # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
         return respond(DrainingError("the service shut down before this request was finished"))
-    log.error("unexpected error on %s %s", scope["method"], scope["path"], exc_info=error)
+    log.error("unexpected error on %s", request, exc_info=error)
     return respond(UnexpectedError())
 
 
@@ -116,7 +116,8 @@ class UnexpectedErrorMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise  # half an answer is out: the server must close the connection
-            await respond_to(error, scope, self._metrics)(scope, receive, send)
+            response = respond_to(error, f"{scope['method']} {scope['path']}", self._metrics)
+            await response(scope, receive, send)
 
 
 def _invalid(problem: dict[str, Any]) -> InvalidInputError:

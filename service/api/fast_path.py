@@ -1,33 +1,26 @@
 """Answers ordinary classify requests without the web framework, which costs more than a small model.
 
-Whatever is not ordinary goes on to the routes of `service.api.native`, with the body replayed: other paths and media
-types, bodies that do not decode, unknown keys, inputs and models that are refused. So every check and message of bad
-input exists once, there, and this file only has to be right about what it accepts.
+`service.protocol` asks here first. Whatever is not ordinary goes to the routes of `service.api.native`: other paths and
+media types, bodies that do not decode, unknown keys, inputs and models that are refused. So every check and message of
+bad input exists once, there, and this file and `heads` only have to be right about what they accept.
 """
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import failures
 from service.api.classify import Classifier, Question
-from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
+from service.api.heads import Head, Headers, Heads
 from service.engine.queue import Priority
-from service.errors import ServiceError
+from service.engine.request import Classified
+from service.errors import ClientGoneError, ServiceError
 from service.metrics import Metrics
 from service.registry import Model, Registry
 from service.settings import MAX_TIMEOUT_MS
-
-_JSON = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
-_TIMEOUT, _PRIORITY = TIMEOUT_HEADER.encode(), PRIORITY_HEADER.encode()
-_READ_HEADERS = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY))
-_PRIORITIES = {priority.value.encode(): priority for priority in Priority}
-_LONGEST_TIMEOUT = len(str(MAX_TIMEOUT_MS))
 
 
 class _TextPair(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,122 +37,52 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     priority: Priority | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The template of a path, as FastAPI names it, and what stands in its braces."""
+class Answer(NamedTuple):
+    """A response; date and connection are the server's to add."""
 
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Work(NamedTuple):
+    """A question that the engine has taken in."""
+
+    future: asyncio.Future[list[Classified]]
+    question: Question
+    model: Model
     route: str
-    model: str | None = None
-    version: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What is read from the headers of an ordinary request."""
-
-    timeout_ms: int | None
-    priority: Priority | None
-
-
-_DEFAULT = _Target(ROUTE)
-_NOTHING_GIVEN = _Head(None, None)
 
 
 class FastPath:
-    """An ASGI app around `app`: the outermost, so that nothing else is paid for."""
+    """One for each app. What it does not want to answer it says None to, and the app answers."""
 
-    def __init__(
-        self, app: ASGIApp, registry: Registry, classifier: Classifier, metrics: Metrics, max_body_bytes: int
-    ) -> None:
-        self._app = app
+    def __init__(self, registry: Registry, classifier: Classifier, metrics: Metrics, max_body_bytes: int) -> None:
         self._registry = registry
         self._classifier = classifier
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._refusals: dict[int | None, Response] = {}  # by Retry-After, all else in them is the same
+        self._refusals: dict[int | None, Answer] = {}  # by Retry-After, all else in them is the same
+        self.read_head = Heads(max_body_bytes).read
         self._decode = msgspec.json.Decoder(_Request).decode
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass the request on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        arrived_s = time.monotonic()
-        scope.setdefault("state", {})["arrived_s"] = arrived_s
-        target = _target(scope["method"], scope["path"])
-        head = self._head(scope["headers"]) if target is not None else None
-        if target is None or head is None:
-            await self._app(scope, receive, send)
-            return
-        body, messages = await self._read(receive)
-        understood = None if body is None else self._understand(target, head, body, arrived_s)
-        if understood is None:
-            await self._app(scope, _replay(messages, receive), send)
-            return
-        question, model = understood
-        status = await self._answer(question, model, scope, receive, send)
-        self._metrics.answered(model.manifest.name, target.route, status, time.monotonic() - arrived_s)
-
-    def refusal(self, method: bytes, url: bytes) -> Response | None:
-        """Return the answer to a request for labels that the queue has no room for; None to every other."""
-        if not self._registry.crowded or method != b"POST":
-            return None
-        target = _target("POST", url.partition(b"?")[0].decode("ascii", "replace"))
-        if target is None:
-            return None
+    def refusal(self, head: Head) -> Answer | None:
+        """Return the answer to a request that the queue has no room for, known before its body is."""
         try:
-            model = self._registry.get(target.model, target.version)
+            model = self._registry.get(head.target.model, head.target.version)
+            if not model.batcher.full:
+                return None
         except ServiceError:
             return None  # the app says what is wrong
-        if not model.batcher.full:
-            return None
         error = model.batcher.refusal()
+        answer = self._refusals.get(error.retry_after_s)
+        if answer is None:  # at most 60 of them
+            answer = self._refusals[error.retry_after_s] = _as_answer(failures.respond(error))
         self._metrics.rejected.labels(error.code).inc()
-        self._metrics.answered(model.manifest.name, target.route, error.status, 0.0)
-        response = self._refusals.get(error.retry_after_s)
-        if response is None:  # at most 60 of them
-            response = self._refusals[error.retry_after_s] = failures.respond(error)
-        return response
+        self._metrics.answered(model.manifest.name, head.target.route, error.status, 0.0)
+        return answer
 
-    def _head(self, headers: list[tuple[bytes, bytes]]) -> _Head | None:
-        """Return the options given in headers, or None when something there is not ordinary."""
-        known = dict(headers)
-        if known.get(b"content-type") not in _JSON:
-            return None
-        declared = known.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max_body_bytes:
-            return None
-        if len(known) != len(headers) and _repeats(headers):
-            return None
-        timeout, priority = known.get(_TIMEOUT), known.get(_PRIORITY)
-        if timeout is None and priority is None:
-            return _NOTHING_GIVEN
-        if timeout is not None and not (timeout.isdigit() and len(timeout) <= _LONGEST_TIMEOUT):
-            return None
-        timeout_ms = None if timeout is None else int(timeout)
-        if timeout_ms is not None and not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
-            return None
-        if priority is not None and priority not in _PRIORITIES:
-            return None
-        return _Head(timeout_ms, None if priority is None else _PRIORITIES[priority])
-
-    async def _read(self, receive: Receive) -> tuple[bytes | None, list[Message]]:
-        """Return the body and the messages read; for the body None when it is too large or broken off."""
-        messages: list[Message] = []
-        body = b""
-        while True:
-            message = await receive()
-            messages.append(message)
-            if message["type"] != "http.request":
-                return None, messages
-            body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                return None, messages
-            if not message.get("more_body"):
-                return body, messages
-
-    def _understand(self, target: _Target, head: _Head, body: bytes, arrived_s: float) -> tuple[Question, Model] | None:
-        """Return what is asked and of which model, or None when it is not ordinary, or to be refused."""
+    def begin(self, head: Head, body: bytes, arrived_s: float) -> Work | Answer | None:
+        """Let the engine take a request in; None when the app is to answer. `arrived_s` is of `time.monotonic`."""
         try:
             asked = self._decode(body)
         except (ValueError, RecursionError):
@@ -173,52 +96,33 @@ class FastPath:
             asked.priority or head.priority or Priority.INTERACTIVE,
         )
         try:
-            model = self._registry.get(target.model, target.version)
+            model = self._registry.get(head.target.model, head.target.version)
             self._classifier.check(question, model)
         except Exception:  # noqa: BLE001 - refusal or fault, the route meets it again and answers
             return None
-        return question, model
-
-    async def _answer(self, question: Question, model: Model, scope: Scope, receive: Receive, send: Send) -> int:
-        """Send the engine's answer, or what went wrong, and return the status."""
         try:
-            body = await self._classifier.answer(question, model, receive)
+            future = self._classifier.submit(question, model)
+        except Exception as error:  # noqa: BLE001 - the client gets an answer
+            return self._failed(error, model, head.target.route, time.monotonic() - arrived_s)
+        return Work(future, question, model, head.target.route)
+
+    def finish(self, work: Work, *, gone: bool) -> Answer:
+        """Return the answer to a request whose future is done; `gone` says that its client has left meanwhile."""
+        took_s = time.monotonic() - work.question.arrived_s
+        try:
+            body = self._classifier.encode(work.question, work.model, work.future.result())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client gets an answer
-            response = failures.respond_to(error, scope, self._metrics)
-            await response(scope, receive, send)
-            return response.status_code
-        length = str(len(body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        return 200
+            if gone and isinstance(error, asyncio.CancelledError):
+                error = ClientGoneError("the client closed the connection")
+            return self._failed(error, work.model, work.route, took_s)
+        self._metrics.answered(work.model.manifest.name, work.route, 200, took_s)
+        return Answer(200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))), body)
+
+    def _failed(self, error: BaseException, model: Model, route: str, took_s: float) -> Answer:
+        response = failures.respond_to(error, f"POST {route}", self._metrics)
+        self._metrics.answered(model.manifest.name, route, response.status_code, took_s)
+        return _as_answer(response)
 
 
-def _target(method: str, path: str) -> _Target | None:
-    """Return whom the path asks, when it is one that this file answers."""
-    if method != "POST":
-        return None
-    if path == ROUTE:
-        return _DEFAULT
-    match path.split("/"):
-        case ["", "v1", "models", model, "classify"]:
-            return _Target(MODEL_ROUTE, model)
-        case ["", "v1", "models", model, "versions", version, "classify"]:
-            return _Target(VERSION_ROUTE, model, version)
-    return None
-
-
-def _repeats(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Say whether a header that is read here comes more than once."""
-    read = [name for name, _ in headers if name in _READ_HEADERS]
-    return len(read) != len(set(read))
-
-
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    """Return a `receive` that gives `messages` first."""
-    remaining: Any = iter(messages)
-
-    async def replayed() -> Message:
-        return next(remaining, None) or await receive()
-
-    return replayed
+def _as_answer(response: Response) -> Answer:
+    return Answer(response.status_code, response.raw_headers, bytes(response.body))

@@ -89,7 +89,7 @@ GivenOptions = Annotated[Options, Depends(options_of_headers)]
 
 
 def router(registry: Registry, classifier: Classifier) -> APIRouter:
-    """Return the routes of the native API. `service.api.fast_path` answers most classify requests before them."""
+    """Return the routes of the native API. Most classify requests take `service.protocol`'s shorter way."""
     routes = APIRouter()
     classifies: dict[str, Any] = {
         "tags": ["classify"],

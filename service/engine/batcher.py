@@ -85,8 +85,8 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether a request of any size would be refused now."""
-        return self._queue.full
+        """Whether a request of any size would be refused now, and for no other reason."""
+        return self._queue.full and self.healthy and not self._closing
 
     def refusal(self) -> QueueFullError:
         """Return what it would be refused with."""
@@ -254,6 +254,7 @@ class Batcher:
             else:
                 self._queue.release(len(request.inputs))
                 self._count_dropped(request, len(request.inputs))
+        request.works = []  # which refer to it: a cycle would be left to Python's collector
         if self._closing and not self._requests:
             self._idle.set()
 

@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from fastapi import FastAPI
 from onnx import numpy_helper
 from scipy.special import softmax
+from uvicorn.server import ServerState
 
 from bundle import LAYOUT, Bundle, write_bundle
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings
 from tests.support.bundles import WORDS, tiny_model
 
@@ -88,3 +92,55 @@ def post_scope(path: str, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
         "client": None,
         "server": None,
     }
+
+
+class Wire(asyncio.Transport):
+    """The server's end of a connection that exists in memory only; what it writes is in `sent`."""
+
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__()
+        config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
+        self.state = ServerState()
+        self.sent = b""
+        self.closed = self.reading_paused = False
+        self.protocol = Protocol(config, self.state, {}, loop)
+        self.protocol.connection_made(self)
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.reading_paused = True
+
+    def resume_reading(self) -> None:
+        self.reading_paused = False
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Wait for a whole answer and take it."""
+        await until(lambda: b"\r\n\r\n" in self.sent)
+        head = self.sent.partition(b"\r\n\r\n")[0]
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        length = int(headers["content-length"])
+        await until(lambda: len(self.sent) >= len(head) + 4 + length)
+        body, self.sent = self.sent[len(head) + 4 :][:length], self.sent[len(head) + 4 + length :]
+        return int(status.split()[1]), headers, body
+
+
+def post(path: str, body: bytes, *headers: tuple[str, str], declared: bool = True) -> bytes:
+    """Return an HTTP/1.1 request, its body in one chunk where its length is not `declared`."""
+    length = ("Content-Length", str(len(body))) if declared else ("Transfer-Encoding", "chunked")
+    lines = [f"POST {path} HTTP/1.1", "Host: t", *(f"{name}: {value}" for name, value in (length, *headers)), "", ""]
+    chunks = body if declared else (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+    return "\r\n".join(lines).encode() + chunks
+
+
+def label_request(text: str) -> bytes:
+    return post("/v1/classify", json.dumps({"inputs": text}).encode(), ("Content-Type", "application/json"))

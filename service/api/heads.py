@@ -1,0 +1,136 @@
+"""Reads the heads of ordinary classify requests."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import httptools
+
+from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
+from service.engine.queue import Priority
+from service.settings import MAX_TIMEOUT_MS
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_MOST_REMEMBERED = 4096  # heads; a client that sends a new one each time must not fill the memory
+_LONGEST_REMEMBERED = 2048  # bytes
+
+_JSON = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
+_TIMEOUT, _PRIORITY = TIMEOUT_HEADER.encode(), PRIORITY_HEADER.encode()
+_READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY))
+_CHANGING_THE_BODY = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
+_PRIORITIES = {priority.value.encode(): priority for priority in Priority}
+_LONGEST_TIMEOUT = len(str(MAX_TIMEOUT_MS))
+
+
+class Target(NamedTuple):
+    """The template of a path, as FastAPI names it, and what stands in its braces."""
+
+    route: str
+    model: str | None = None
+    version: str | None = None
+
+
+class Head(NamedTuple):
+    """What the head of an ordinary request says; `length` are the bytes of the body."""
+
+    target: Target
+    length: int
+    keep_alive: bool
+    timeout_ms: int | None
+    priority: Priority | None
+
+
+class Heads:
+    """Reads heads, and remembers what they said: a client repeats its own byte for byte."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._known: dict[bytes, Head | None] = {}
+
+    def read(self, head: bytes) -> Head | None:
+        """Return what a head, its empty line included, asks for; None when something in it is not ordinary."""
+        if head in self._known:
+            return self._known[head]
+        found = self._parse(head)
+        if len(head) <= _LONGEST_REMEMBERED:
+            if len(self._known) == _MOST_REMEMBERED:
+                self._known.clear()
+            self._known[head] = found
+        return found
+
+    def _parse(self, head: bytes) -> Head | None:
+        parts = _Parts()
+        parser = httptools.HttpRequestParser(parts)
+        try:
+            parser.feed_data(head)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return None
+        if not parts.complete or parser.get_http_version() != "1.1" or parser.get_method() != b"POST":
+            return None
+        target, options = _target(parts.url), self._options(parts.headers)
+        return (
+            None
+            if target is None or options is None
+            else Head(target, options[0], parser.should_keep_alive(), *options[1:])
+        )
+
+    def _options(self, headers: Headers) -> tuple[int, int | None, Priority | None] | None:
+        """Return length, timeout and priority."""
+        known = dict(headers)
+        if known.get(b"content-type") not in _JSON or not _CHANGING_THE_BODY.isdisjoint(known):
+            return None
+        if len(known) != len(headers) and _repeats(headers):
+            return None
+        length, timeout, priority = known.get(b"content-length", b""), known.get(_TIMEOUT), known.get(_PRIORITY)
+        if not length.isdigit() or not 0 < int(length) <= self._max_body_bytes:
+            return None
+        if timeout is not None and not (timeout.isdigit() and len(timeout) <= _LONGEST_TIMEOUT):
+            return None
+        timeout_ms = None if timeout is None else int(timeout)
+        if timeout_ms is not None and not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
+            return None
+        if priority is not None and priority not in _PRIORITIES:
+            return None
+        return int(length), timeout_ms, None if priority is None else _PRIORITIES[priority]
+
+
+class _Parts:
+    """The parts of a head, as httptools' parser calls them out."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+_DEFAULT = Target(ROUTE)
+
+
+def _target(url: bytes) -> Target | None:
+    """Return whom a path asks, when it is one that the fast path answers."""
+    if b"%" in url:
+        return None
+    path = url.partition(b"?")[0].decode("ascii", "replace")
+    if path == ROUTE:
+        return _DEFAULT
+    match path.split("/"):
+        case ["", "v1", "models", model, "classify"]:
+            return Target(MODEL_ROUTE, model)
+        case ["", "v1", "models", model, "versions", version, "classify"]:
+            return Target(VERSION_ROUTE, model, version)
+    return None
+
+
+def _repeats(headers: Headers) -> bool:
+    """Say whether a header that is read here comes more than once."""
+    read = [name for name, _ in headers if name in _READ]
+    return len(read) != len(set(read))
