@@ -19,9 +19,7 @@ def text_problem(text: Any) -> str | None:
         return "found bytes that are not UTF-8"
     if not isinstance(text, str):
         return f"found {'null' if text is None else type(text).__name__}, expected a text"
-    if len(text) > MAX_TEXT_CHARACTERS:
-        return f"found a text of {len(text)} characters, expected at most {MAX_TEXT_CHARACTERS}"
-    return unreadable(text)
+    return unreadable(text, MAX_TEXT_CHARACTERS)
 
 
 def checked(inputs: Iterable[Any], *, pairs: bool) -> Iterator[TextInput]:

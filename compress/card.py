@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import LAYOUT, Bundle
+from compress.report import stage_table, wording, worth_lines
 
 
 def print_card(bundle: Bundle) -> None:
@@ -28,8 +29,6 @@ def print_card(bundle: Bundle) -> None:
     tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
     console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
     if manifest.metrics:
-        from compress.report import stage_table, wording, worth_lines  # which needs numpy
-
         title = "Test split" if "test" in manifest.lineage.data else "Sample texts"
         console.print(stage_table(manifest.metrics, title, wording(manifest)))
         for line in worth_lines(manifest.baselines):

@@ -40,7 +40,7 @@ class Model:
         self.session = session
         self.tokenizer = tokenizer
         self.draining = False
-        self._max_padding_tokens = 0
+        self._max_padding_tokens = 0  # that one entry may add to a batch; found in `warm_up`
         self._batcher: Batcher | None = None
 
     @property
@@ -69,17 +69,22 @@ class Model:
         return activate(logits, self.manifest.activation, self.manifest.temperature)
 
     def warm_up(self, settings: Settings) -> None:
-        """Run shapes once, so that no request pays for a first time: on CPU a few, the largest among them, else all."""
-        longest = self.manifest.max_length
-        for rows, length in warm_up_shapes(self.session.grid, settings, longest):
+        """Run shapes once, so that no request pays for a first time: on CPU a few, the largest among them, else all.
+
+        Finds out, too, how much padding is worth a call.
+        """
+        for rows, length in warm_up_shapes(self.session.grid, settings, self.manifest.max_length):
             self._infer_blank(rows, length)
-        if settings.max_padding_tokens is not None:
-            self._max_padding_tokens = settings.max_padding_tokens
-        elif self.session.provider == CPU:
-            self._max_padding_tokens = padding_worth_a_call(partial(self._infer_blank, 1), longest)
-        else:  # a call is worth thousands of tokens there
-            self._max_padding_tokens = settings.max_batch_tokens
+        self._max_padding_tokens = self._find_max_padding(settings)
         log.info("%s: an entry may add %d tokens of padding to a batch", self.manifest.name, self._max_padding_tokens)
+
+    def _find_max_padding(self, settings: Settings) -> int:
+        """Time calls, unless the settings say it; the session must be warm."""
+        if settings.max_padding_tokens is not None:
+            return settings.max_padding_tokens
+        if self.session.provider == CPU:
+            return padding_worth_a_call(partial(self._infer_blank, 1), self.manifest.max_length)
+        return settings.max_batch_tokens  # a call is worth thousands of tokens there
 
     def _infer_blank(self, rows: int, length: int) -> None:
         self.infer([Encoding([self.tokenizer.pad_id] * length, [0] * length, truncated=False)] * rows)

@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe that students.py was given, too")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="keys of the recipe that benchmarks.compression.students was given, too"
+    )
     parser.add_argument("--texts", type=int, default=256, help="texts that are timed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds in each repeat")

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,12 @@ def wrk_version() -> str:
     """Return what wrk calls itself."""
     printed = subprocess.run([find_wrk(), "-v"], capture_output=True, text=True, check=False).stdout
     return " ".join(printed.split()[:2])
+
+
+def write_bodies(path: Path, batches: Sequence[Sequence[str]]) -> Path:
+    """Write a request to Limbeck for each batch of texts, a line each, and return the path."""
+    path.write_text("".join(json.dumps({"inputs": batch}) + "\n" for batch in batches), encoding="utf-8")
+    return path
 
 
 def run(url: str, bodies: Path, connections: int, seconds: int, halfway: Callable[[], None]) -> Measured:

@@ -1,12 +1,10 @@
 """Before the race: who takes part, are its answers right, and which of its settings is the fastest."""
 
 import argparse
-import socket
 import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,8 @@ import numpy as np
 from benchmarks.serving import closed_loop
 from benchmarks.serving.catalog import LIMBECK, LIMBECK_WIRE, PEER_LIST, Peer, Setting, limbeck
 from benchmarks.serving.report import Outcome, Try
-from benchmarks.serving.server import HOST, Launch, Server, Wire
+from benchmarks.serving.server import Launch, Server, Wire
+from benchmarks.serving.service_process import free_port
 from benchmarks.serving.venvs import UnavailableError
 from bundle import LAYOUT, Bundle
 from service.engine.postprocess import FloatArray, activate
@@ -26,6 +25,8 @@ from service.engine.tokenization import Tokenizer, pad
 MAIN = 32
 """Connections at which settings are compared."""
 TOLERANCE = 1e-5
+MOST_PORTS = 3
+"""That one peer takes, in a row."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Trial:
             return self._start(setting)
 
     def _start(self, setting: str) -> Server:
-        launch = self.contender.launches[setting](_free_port(), self.bodies.parent)
+        launch = self.contender.launches[setting](free_port(MOST_PORTS), self.bodies.parent)
         log = self.logs / f"{self.contender.name}.log"
         server = Server(launch, self.contender.wire, self.bundle.manifest.labels, log)
         try:
@@ -140,19 +141,3 @@ def in_process(bundle: Bundle, variant: str, texts: list[str]) -> tuple[FloatArr
 def say(message: str) -> None:
     """Print progress."""
     print(message, file=sys.stderr)
-
-
-def _free_port() -> int:
-    """Return the first of three free ports in a row, the most that one peer takes."""
-    while True:
-        with ExitStack() as probes:
-            first = 0
-            for offset in range(3):
-                probe = probes.enter_context(socket.socket())
-                try:
-                    probe.bind((HOST, first + offset if first else 0))
-                except OSError:
-                    break
-                first = first or int(probe.getsockname()[1])
-            else:
-                return first

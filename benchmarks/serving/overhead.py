@@ -81,8 +81,8 @@ def main() -> None:
         f"texts of {tokens:.0f} tokens; {arguments.repeats} repeats of {arguments.seconds} s: median [range]."
     )
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        singles = _bodies(Path(folder) / "singles", [[text] for text in texts])
-        batches = _bodies(Path(folder) / "batches", _in_batches(texts, BATCH))
+        singles = closed_loop.write_bodies(Path(folder) / "singles", [[text] for text in texts])
+        batches = closed_loop.write_bodies(Path(folder) / "batches", _in_batches(texts, BATCH))
         pairs = [stack.enter_context(both(arguments.bundle, texts, workers)) for workers in arguments.workers]
         for connections in arguments.connections:
             single_texts(pairs, model, texts, singles, connections, arguments)
@@ -215,11 +215,6 @@ def batch_sizes(server: Running) -> tuple[float, float]:
 
 def _in_batches(texts: list[str], size: int) -> list[list[str]]:
     return [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
-
-
-def _bodies(path: Path, batches: list[list[str]]) -> Path:
-    path.write_text("".join(json.dumps({"inputs": batch}) + "\n" for batch in batches), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

@@ -52,12 +52,16 @@ def running(command: list[str], url: str, variables: Mapping[str, str]) -> Itera
             server.wait()
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(count: int = 1) -> int:
+    """Return the first of `count` ports in a row that nobody listens on."""
+    while True:
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            first = 0
+            for offset in range(count):
+                probe = probes.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", first + offset if first else 0))
+                first = first or int(probe.getsockname()[1])
+            return first
 
 
 def _ready(url: str) -> bool:

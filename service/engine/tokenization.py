@@ -65,10 +65,12 @@ class Tokenizer:
         return found
 
 
-def unreadable(text: str) -> str | None:
-    """Say why no model classifies `text`: it is blank, or has lone surrogates, which JSON can escape; else None."""
+def unreadable(text: str, most_characters: int | None = None) -> str | None:
+    """Say why no model classifies `text`: it is blank, too long, or has lone surrogates, which JSON can escape."""
     if not text or text.isspace():
         return "found an empty text, expected at least one character that is not white space"
+    if most_characters is not None and len(text) > most_characters:
+        return f"found a text of {len(text)} characters, expected at most {most_characters}"
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -145,6 +145,7 @@ def test_abstention_says_which_answers_are_sure(bundle: Bundle, tmp_path: Path) 
         ([("a", "b")], "inputs[0]: found a pair"),
         (["\ud800"], "inputs[0]: found half of a surrogate pair"),
         (["a" * 1_048_577], "inputs[0]: found a text of 1048577 characters"),
+        ([" " * 1_048_577], "inputs[0]: found an empty text"),
     ],
 )
 def test_an_input_that_cannot_be_classified_is_named(bundle: Bundle, given: list[object], problem: str) -> None:
