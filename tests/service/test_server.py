@@ -163,3 +163,14 @@ def test_a_port_in_use_ends_the_process_with_1(tiny_bundle):
     assert "Address already in use" in log
     assert "LIMBECK_PORT" in log
     assert len(log.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the scheduling policies of Linux")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_packets_do_not_interrupt_the_model(tiny_bundle, workers):
+    port = free_port()
+    with process(port, bundles=tiny_bundle.folder, workers=workers) as running:
+        wait_until_ready(running, f"http://127.0.0.1:{port}")
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        serving = [running.pid] if workers == 1 else [int(pid) for pid in children[:workers]]
+        assert {os.sched_getscheduler(pid) for pid in serving} == {os.SCHED_BATCH}
