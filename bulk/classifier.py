@@ -10,11 +10,11 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from bulk.decisions import Decider
 from bulk.errors import BulkError, InputError
 from bulk.inputs import WindowBound, checked
 from bulk.model import load_model
 from bundle import Bundle, Manifest
+from service.engine.decisions import Decider
 from service.engine.postprocess import FloatArray, activate, rank
 from service.engine.tokenization import Encoding, TextInput, pad
 from service.settings import usable_cpus

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
 
-from service.api import failures, native, operations
+from service.api import guardrails, native, openinference, operations, tag, tei, vllm
 from service.api.classify import Classifier
+from service.api.failures import Failures
 from service.api.fast_path import FastPath
 from service.board import Seat, State
 from service.engine.session_options import CPU
@@ -81,12 +82,22 @@ def create_app(
     )
     app.state.registry = registry
     classifier = Classifier(settings)
+    failures = Failures(
+        metrics, [tei.DIALECT, openinference.DIALECT, vllm.DIALECT, guardrails.V1, guardrails.DETECTORS]
+    )
     app.include_router(native.router(registry, classifier))
+    app.include_router(tag.router(registry, classifier))
+    app.include_router(tei.router(registry, classifier, settings))
+    app.include_router(openinference.router(registry, classifier, settings, metrics))
+    app.include_router(vllm.router(registry, classifier))
+    app.include_router(guardrails.router(registry, classifier))
     app.include_router(operations.router(registry, metrics, seat.board))
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
-    failures.install(app, metrics)
+    failures.install(app)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # outermost: it sees every status
-    app.state.fast_path = FastPath(registry, classifier, metrics, settings.max_body_bytes)  # for `service.protocol`
+    app.state.fast_path = FastPath(  # for `service.protocol`
+        registry, classifier, failures, metrics, settings.max_body_bytes
+    )
     return app
 
 

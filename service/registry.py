@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from bundle import LAYOUT, Bundle, BundleError, Manifest, Task, Variant, open_bundle
 from service.engine.batcher import Batcher
 from service.engine.call_cost import padding_worth_a_call
+from service.engine.decisions import Decider
 from service.engine.errors import EngineError
 from service.engine.postprocess import activate
 from service.engine.queue import BatchQueue
 from service.engine.request import Work
 from service.engine.session import Session
 from service.engine.session_options import CPU
+from service.engine.tagging import Tagger
 from service.engine.tokenization import Encoding, Tokenizer, pad
 from service.engine.worker import Infer
 from service.errors import DrainingError, NotReadyError, StartupError, UnknownModelError
@@ -39,6 +41,8 @@ class Model:
         self.variant = variant
         self.session = session
         self.tokenizer = tokenizer
+        self.decider = Decider(bundle.manifest)
+        self.tagger = Tagger(tokenizer, bundle.manifest.labels, bundle.manifest.activation, bundle.manifest.temperature)
         self.draining = False
         self._max_padding_tokens = 0  # that one entry may add to a batch; found in `warm_up`
         self._batcher: Batcher | None = None
@@ -47,6 +51,11 @@ class Model:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
+
+    @property
+    def tags(self) -> bool:
+        """Whether it gives tags to words, not labels to texts."""
+        return self.manifest.task is Task.TOKEN_CLASSIFICATION
 
     @property
     def ready(self) -> bool:
@@ -61,12 +70,21 @@ class Model:
         return self._batcher
 
     def infer(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
-        """Return calibrated scores (B, C) float32 for one batch; may be called from several threads."""
+        """Return what is known of each text of a batch, float32; may be called from several threads.
+
+        (B, 2, C): calibrated scores and logits. In token classification (B, T, C): each token's logits, padding
+        included.
+        """
         return self._infer_in(self.session, encodings)
 
     def _infer_in(self, session: Session, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         logits = session.run(pad(encodings, self.tokenizer.pad_id))
-        return activate(logits, self.manifest.activation, self.manifest.temperature)
+        if self.tags:
+            return logits
+        outputs = np.empty((len(logits), 2, logits.shape[1]), dtype=np.float32)
+        outputs[:, 0] = activate(logits, self.manifest.activation, self.manifest.temperature)
+        outputs[:, 1] = logits
+        return outputs
 
     def warm_up(self, settings: Settings) -> None:
         """Run shapes once, so that no request pays for a first time: on CPU a few, the largest among them, else all.
@@ -133,8 +151,8 @@ def load_model(path: Path, settings: Settings) -> Model:
     """
     try:
         bundle = open_bundle(path)
-        _check_task(bundle)
-        tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
+        tags = bundle.manifest.task is Task.TOKEN_CLASSIFICATION
+        tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length, offsets=tags)
         make = partial(make_session, bundle, pad_id=tokenizer.pad_id, settings=settings)
         choice, session = load_session(bundle.manifest, settings.variant, settings.provider, make)
         model = Model(bundle, choice.variant, session, tokenizer)
@@ -161,14 +179,6 @@ def load_model(path: Path, settings: Settings) -> Model:
             choice.variant.gate_reason,
         )
     return model
-
-
-def _check_task(bundle: Bundle) -> None:
-    if bundle.manifest.task is Task.TOKEN_CLASSIFICATION:
-        raise StartupError(
-            f"cannot serve bundle {bundle.folder}: found task {bundle.manifest.task}, expected one that gives labels "
-            "to whole texts; `limbeck verify` runs it"
-        )
 
 
 class Registry:

@@ -1,20 +1,37 @@
-"""What every way to ask for labels shares: deadline, priority, the engine, a client that leaves, the answer's JSON."""
+"""What every way to ask a model shares: deadline, priority, the engine, a client that leaves; and the native JSON."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from starlette.types import Receive
 
+from bundle.manifest import Activation
 from service.api.disconnect import DisconnectWatch
-from service.api.inputs import check_inputs
-from service.engine.postprocess import rank
+from service.api.inputs import check_inputs, check_task, check_windows
+from service.engine.postprocess import FloatArray, activate, rank
 from service.engine.queue import Priority
 from service.engine.request import Classified
-from service.engine.tokenization import TextInput
+from service.engine.tokenization import HEAD, Keep, Reading, TextInput
 from service.registry import Model
 from service.settings import Settings
+
+
+class Aggregate(StrEnum):
+    """How the scores of a text's windows become one."""
+
+    MEAN = "mean"
+    MAX = "max"
+
+
+_COMBINE: dict[Aggregate, Callable[[FloatArray], Any]] = {
+    Aggregate.MEAN: lambda scores: scores.mean(axis=0),
+    Aggregate.MAX: lambda scores: scores.max(axis=0),
+}
 
 
 class _LabelScore(msgspec.Struct):
@@ -26,6 +43,9 @@ class _Result(msgspec.Struct):
     labels: list[_LabelScore]
     truncated: bool
     tokens: int
+    predicted: list[str] | msgspec.UnsetType = msgspec.UNSET
+    windows: int | msgspec.UnsetType = msgspec.UNSET
+    stride: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Answer(msgspec.Struct):
@@ -39,13 +59,30 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request for labels, its form checked and its texts not yet. `arrived_s` is on the clock `time.monotonic`."""
+    """A request to a model, its form checked and its texts not yet. `arrived_s` is on the clock `time.monotonic`.
+
+    `function` is None for the bundle's own activation; Activation.NONE gives logits. `aggregate` is what becomes of the
+    scores of windows.
+    """
 
     inputs: Sequence[TextInput]
     arrived_s: float
     top_k: int | None = None
     timeout_ms: int | None = None
     priority: Priority = Priority.INTERACTIVE
+    reading: Reading = HEAD
+    function: Activation | None = None
+    aggregate: Aggregate = Aggregate.MEAN
+    field: str = "inputs"  # of the request, that holds the texts
+
+
+class Scored(NamedTuple):
+    """The result for one input: scores (C,) float32 in the order of the bundle's labels, and what was read of it."""
+
+    scores: FloatArray
+    tokens: int
+    truncated: bool
+    windows: int = 1
 
 
 class Classifier:
@@ -57,37 +94,77 @@ class Classifier:
         self._watch = DisconnectWatch()
         self._encode = msgspec.json.Encoder().encode
 
-    def check(self, question: Question, model: Model) -> None:
-        """Raise InvalidInputError when the model cannot classify these texts."""
-        check_inputs(question.inputs, model.manifest, self._max_inputs)
+    def check(self, question: Question, model: Model, *, tags: bool = False) -> None:
+        """Raise InvalidInputError when the model cannot read these texts, or not in this way, or for another purpose.
 
-    async def answer(self, question: Question, model: Model, receive: Receive) -> bytes:
-        """Return the JSON of a ClassifyResponse for a question that was checked; raises what the batcher raises.
+        `tags` says that tags are asked for, not labels.
+        """
+        check_task(model, tags=tags)
+        check_inputs(question.inputs, model.manifest, self._max_inputs, question.field)
+        if question.reading.keep is Keep.WINDOWS:
+            check_windows(question.reading, model)
+
+    async def ask(self, question: Question, model: Model, receive: Receive, *, tags: bool = False) -> list[Classified]:
+        """Check a question and return the engine's results, one for each input or window; raises what it raises.
 
         Raises ClientGoneError when the client leaves meanwhile. The request's body must have been read from `receive`.
         """
-        results = await self._watch.result(self.submit(question, model), receive)
-        return self.encode(question, model, results)
+        self.check(question, model, tags=tags)
+        return await self._watch.result(self.submit(question, model), receive)
 
     def submit(self, question: Question, model: Model) -> asyncio.Future[list[Classified]]:
         """Hand a question that was checked to the engine; raises what the batcher raises."""
         timeout_ms = question.timeout_ms or self._default_timeout_ms
         deadline_s = question.arrived_s + timeout_ms / 1000 if timeout_ms else None
-        return model.batcher.submit(question.inputs, priority=question.priority, deadline_s=deadline_s)
-
-    def encode(self, question: Question, model: Model, results: Iterable[Classified]) -> bytes:
-        """Return the JSON of a ClassifyResponse."""
-        manifest = model.manifest
-        return self._encode(
-            _Answer(
-                manifest.name,
-                manifest.version,
-                model.variant.name,
-                [_result(result, manifest.labels, question.top_k) for result in results],
-            )
+        return model.batcher.submit(
+            question.inputs, priority=question.priority, deadline_s=deadline_s, reading=question.reading
         )
 
+    def encode(self, question: Question, model: Model, results: Sequence[Classified]) -> bytes:
+        """Return the JSON of a ClassifyResponse."""
+        manifest = model.manifest
+        found = [_result(one, model, question) for one in scored(question, model, results)]
+        return self._encode(_Answer(manifest.name, manifest.version, model.variant.name, found))
 
-def _result(classified: Classified, labels: tuple[str, ...], top_k: int | None) -> _Result:
-    ranked = [_LabelScore(label, score) for label, score in rank(classified.scores, labels, top_k)]
-    return _Result(ranked, classified.truncated, classified.tokens)
+
+def scored(question: Question, model: Model, results: Sequence[Classified]) -> list[Scored]:
+    """Return the result for each input of a question, under its function, windows put together."""
+    if question.reading.keep is not Keep.WINDOWS and question.function is None:
+        return [Scored(one.output[0], len(one.encoding.ids), one.encoding.truncated) for one in results]
+    found = []
+    for first, end in input_ranges(results):
+        windows = results[first:end]
+        scores = np.stack([_under(question.function, window.output, model) for window in windows])
+        combined = scores[0] if len(scores) == 1 else _COMBINE[question.aggregate](scores)
+        tokens = sum(window.encoding.tokens for window in windows)
+        found.append(Scored(combined, tokens, windows[0].encoding.truncated, len(windows)))
+    return found
+
+
+def input_ranges(results: Sequence[Classified]) -> Iterator[tuple[int, int]]:
+    """Yield where the results of each input begin and end."""
+    first = 0
+    while first < len(results):
+        end = first + 1 + len(results[first].encoding.windows)
+        yield first, end
+        first = end
+
+
+def _under(function: Activation | None, output: FloatArray, model: Model) -> FloatArray:
+    """Return the scores (C,) of one output (2, C) under a function; logits are not divided by the temperature."""
+    if function is None or function is Activation.NONE:
+        kept: FloatArray = output[0 if function is None else 1]
+        return kept
+    scores: FloatArray = activate(output[1:], function, model.manifest.temperature)[0]
+    return scores
+
+
+def _result(found: Scored, model: Model, question: Question) -> _Result:
+    ranked = [_LabelScore(label, score) for label, score in rank(found.scores, model.manifest.labels, question.top_k)]
+    result = _Result(ranked, found.truncated, found.tokens)
+    if model.decider.multi_label and question.function is None:
+        chosen = model.decider.predicted(found.scores[None])[0]
+        result.predicted = [model.manifest.labels[index] for index in chosen]
+    if question.reading.keep is Keep.WINDOWS:
+        result.windows, result.stride = found.windows, question.reading.stride
+    return result

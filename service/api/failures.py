@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,39 +37,55 @@ _EXPECTED = {
 }
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Give `app` the handlers and the middleware that answer every failure in the service's own shape."""
+class Dialect(NamedTuple):
+    """How a dialect says errors: whether a path is its own, and the status and body of an error there."""
 
-    async def answer(_request: Request, error: Exception) -> Response:
-        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        return _counted(translate(error), metrics, headers)
-
-    for kind in (ServiceError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, answer)
-    app.add_middleware(UnexpectedErrorMiddleware, metrics=metrics)
+    owns: Callable[[str], bool]
+    explain: Callable[[ServiceError], tuple[int, dict[str, Any]]]
 
 
-def respond_to(error: BaseException, request: str, metrics: Metrics) -> Response:
-    """Return the response to whatever ended a request, described by `request`; a fault of the service is logged."""
-    if isinstance(error, ServiceError):
-        return _counted(error, metrics)
-    if isinstance(error, asyncio.CancelledError):
-        # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
-        return respond(DrainingError("the service shut down before this request was finished"))
-    log.error("unexpected error on %s", request, exc_info=error)
-    return respond(UnexpectedError())
+class Failures:
+    """The answers to everything that goes wrong; paths that no other dialect owns get the service's own shape."""
 
+    def __init__(self, metrics: Metrics, dialects: Sequence[Dialect] = ()) -> None:
+        self._metrics = metrics
+        self._dialects = dialects
 
-def _counted(error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
-    if isinstance(error, UnavailableError | BodyTooLargeError):
-        metrics.rejected.labels(error.code).inc()
-    return respond(error, headers)
+    def install(self, app: FastAPI) -> None:
+        """Give `app` the handlers and the middleware that answer every failure."""
 
+        async def answer(request: Request, error: Exception) -> Response:
+            headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+            return self._counted(translate(error), request.scope["path"], headers)
 
-def respond(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
-    """Return the response to an error, with `headers` (such as Allow) added to its own."""
-    body = json.dumps(_encodable(error.body()))
-    return Response(body, error.status, {**(headers or {}), **error.headers()}, "application/json")
+        for kind in (ServiceError, RequestValidationError, HTTPException):
+            app.add_exception_handler(kind, answer)
+        app.add_middleware(UnexpectedErrorMiddleware, failures=self)
+
+    def respond_to(self, error: BaseException, method: str, path: str) -> Response:
+        """Return the response to whatever ended a request; a fault of the service is logged."""
+        if isinstance(error, ServiceError):
+            return self._counted(error, path)
+        if isinstance(error, asyncio.CancelledError):
+            # Only the server cancels, when the shutdown's time is up; the client still deserves an answer.
+            return self.respond(DrainingError("the service shut down before this request was finished"), path)
+        log.error("unexpected error on %s %s", method, path, exc_info=error)
+        return self.respond(UnexpectedError(), path)
+
+    def respond(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
+        """Return the response to an error, with `headers` (such as Allow) added to its own."""
+        status, body = error.status, error.body()
+        for dialect in self._dialects:
+            if dialect.owns(path):
+                status, body = dialect.explain(error)
+                break
+        headers = {**(headers or {}), **error.headers()}
+        return Response(json.dumps(_encodable(body)), status, headers, "application/json")
+
+    def _counted(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
+        if isinstance(error, UnavailableError | BodyTooLargeError):
+            self._metrics.rejected.labels(error.code).inc()
+        return self.respond(error, path, headers)
 
 
 def translate(error: Exception) -> ServiceError:
@@ -95,9 +112,9 @@ def translate(error: Exception) -> ServiceError:
 class UnexpectedErrorMiddleware:
     """Answers what no handler caught: faults of the service with 500, cancellation at shutdown with 503."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, failures: Failures) -> None:
         self.app = app
-        self._metrics = metrics
+        self._failures = failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and answer for the app when it fails."""
@@ -116,7 +133,7 @@ class UnexpectedErrorMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise  # half an answer is out: the server must close the connection
-            response = respond_to(error, f"{scope['method']} {scope['path']}", self._metrics)
+            response = self._failures.respond_to(error, scope["method"], scope["path"])
             await response(scope, receive, send)
 
 

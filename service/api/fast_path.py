@@ -12,8 +12,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from starlette.responses import Response
 
-from service.api import failures
 from service.api.classify import Classifier, Question
+from service.api.failures import Failures
 from service.api.heads import Head, Headers, Heads
 from service.engine.queue import Priority
 from service.engine.request import Classified
@@ -57,7 +57,10 @@ class Work(NamedTuple):
 class FastPath:
     """One for each app. What it does not want to answer it says None to, and the app answers."""
 
-    def __init__(self, registry: Registry, classifier: Classifier, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, registry: Registry, classifier: Classifier, failures: Failures, metrics: Metrics, max_body_bytes: int
+    ) -> None:
+        self._failures = failures
         self._registry = registry
         self._classifier = classifier
         self._metrics = metrics
@@ -76,7 +79,7 @@ class FastPath:
         error = model.batcher.refusal()
         answer = self._refusals.get(error.retry_after_s)
         if answer is None:  # at most 60 of them
-            answer = self._refusals[error.retry_after_s] = _as_answer(failures.respond(error))
+            answer = self._refusals[error.retry_after_s] = _as_answer(self._failures.respond(error, head.target.route))
         self._metrics.rejected.labels(error.code).inc()
         self._metrics.answered(model.manifest.name, head.target.route, error.status, 0.0)
         return answer
@@ -119,7 +122,7 @@ class FastPath:
         return Answer(200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))), body)
 
     def _failed(self, error: BaseException, model: Model, route: str, took_s: float) -> Answer:
-        response = failures.respond_to(error, f"POST {route}", self._metrics)
+        response = self._failures.respond_to(error, "POST", route)
         self._metrics.answered(model.manifest.name, route, response.status_code, took_s)
         return _as_answer(response)
 

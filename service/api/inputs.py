@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 
 from bundle import Manifest
-from service.engine.tokenization import TextInput, unreadable
+from service.engine.tokenization import Reading, TextInput, unreadable
 from service.errors import InvalidInputError
+from service.registry import Model
 
 
-def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: int) -> None:
-    """Raise InvalidInputError, naming the input, unless the model can classify all of them.
+def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: int, name: str = "inputs") -> None:
+    """Raise InvalidInputError, naming the input, unless the model can classify all of them; `name` is the list's.
 
     A pair model wants pairs and any other model single texts; a text needs a character that is not white space, and
     has no lone surrogates, which JSON can escape but no tokenizer reads; a request has 1 to `max_inputs` inputs.
     """
     if not inputs:
-        raise InvalidInputError("inputs", "found none, expected at least one text")
+        raise InvalidInputError(name, "found none, expected at least one text")
     if len(inputs) > max_inputs:
-        raise InvalidInputError("inputs", f"found {len(inputs)}, expected at most {max_inputs}; send several requests")
+        raise InvalidInputError(name, f"found {len(inputs)}, expected at most {max_inputs}; send several requests")
     for number, given in enumerate(inputs):
-        field = f"inputs[{number}]"
+        field = f"{name}[{number}]"
         if isinstance(given, str):
             if manifest.text_pair:
                 raise InvalidInputError(
@@ -30,6 +31,26 @@ def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: in
                 raise InvalidInputError(field, f"found a pair, but model {manifest.name} takes single texts")
             _check_text(f"{field}.text", given[0])
             _check_text(f"{field}.text_pair", given[1])
+
+
+def check_task(model: Model, *, tags: bool) -> None:
+    """Raise InvalidInputError unless the model gives what is asked for: tags to words, or labels to texts."""
+    name = model.manifest.name
+    if tags and not model.tags:
+        raise InvalidInputError("model", f"{name} gives labels to texts, not tags to words; ask it to classify")
+    if model.tags and not tags:
+        raise InvalidInputError("model", f"{name} gives tags to words, not labels to texts; ask it to tag")
+
+
+def check_windows(reading: Reading, model: Model) -> None:
+    """Raise InvalidInputError unless the model can read texts in windows that overlap so."""
+    if model.manifest.text_pair:
+        raise InvalidInputError("truncate", f"found windows, but model {model.manifest.name} compares two texts")
+    if reading.stride > model.tokenizer.most_stride:
+        raise InvalidInputError(
+            "stride",
+            f"found {reading.stride}, expected at most {model.tokenizer.most_stride} for {model.manifest.name}",
+        )
 
 
 def _check_text(field: str, text: str) -> None:

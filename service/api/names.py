@@ -1,4 +1,4 @@
-"""Names and values that every way to ask for labels shares: paths and headers.
+"""Names and values that every way to ask a model shares: paths and headers.
 
 The header `priority` belongs to RFC 9218 and browsers send it with another meaning, so ours are called `x-request-…`.
 """
@@ -6,6 +6,10 @@ The header `priority` belongs to RFC 9218 and browsers send it with another mean
 ROUTE = "/v1/classify"
 MODEL_ROUTE = "/v1/models/{model}/classify"
 VERSION_ROUTE = "/v1/models/{model}/versions/{version}/classify"
+
+TAG_ROUTE = "/v1/tag"
+TAG_MODEL_ROUTE = "/v1/models/{model}/tag"
+TAG_VERSION_ROUTE = "/v1/models/{model}/versions/{version}/tag"
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 PRIORITY_HEADER = "x-request-priority"

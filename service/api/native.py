@@ -1,91 +1,25 @@
 """The native API: classify with the default model, a named one or a pinned version; list and describe models."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.classify import Classifier, Question
-from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
-from service.api.schemas import (
-    ClassifyRequest,
-    ClassifyResponse,
-    ErrorBody,
-    ModelCard,
-    ModelDetails,
-    ModelList,
-    PriorityName,
-    TimeoutMs,
+from bundle.manifest import Activation
+from service.api.classify import Aggregate, Classifier, Question
+from service.api.names import MODEL_ROUTE, ROUTE, VERSION_ROUTE
+from service.api.routes import (
+    ASK_ERRORS,
+    MODEL_ERRORS,
+    GivenOptions,
+    HeaderOptions,
+    documented,
+    reading_of,
+    require_json,
 )
+from service.api.schemas import ClassifyRequest, ClassifyResponse, ErrorBody, ModelCard, ModelDetails, ModelList
 from service.engine.queue import Priority
-from service.errors import (
-    BodyTooLargeError,
-    ContentTypeError,
-    DeadlineError,
-    InferenceError,
-    InvalidInputError,
-    NotReadyError,
-    QueueFullError,
-    ServiceError,
-    UnknownModelError,
-)
+from service.errors import NotReadyError
 from service.registry import Model, Registry
-
-
-def _documented(*errors: ServiceError) -> dict[int | str, dict[str, Any]]:
-    """Describe errors for the OpenAPI document, each with an example body and its headers."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    for error in errors:
-        response: dict[str, Any] = {
-            "model": ErrorBody,
-            "description": (type(error).__doc__ or "").strip(),
-            "content": {"application/json": {"example": error.body()}},
-        }
-        if error.headers():
-            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-        responses[error.status] = response
-    return responses
-
-
-_MODEL_ERRORS = _documented(
-    UnknownModelError("no model 'x'; there are: tiny"), NotReadyError("models are still loading")
-)
-_CLASSIFY_ERRORS = _MODEL_ERRORS | _documented(
-    BodyTooLargeError("body: expected at most 1048576 bytes, found 2000000 bytes; send fewer inputs"),
-    ContentTypeError("found content type text/plain, expected application/json"),
-    InvalidInputError("inputs[3]", "found an empty text, expected at least one character that is not white space"),
-    QueueFullError("the queue has no room for 8 more entries"),
-    InferenceError("inference failed; the service's log has the details"),
-    DeadlineError(),
-)
-
-
-async def require_json(request: Request) -> None:  # async: FastAPI runs what is not in a thread, for 0.1 ms
-    """Raise ContentTypeError unless the body is declared as JSON in UTF-8."""
-    declared = request.headers.get("content-type", "")
-    media_type, *parameters = (part.strip().lower() for part in declared.split(";"))
-    charsets = [parameter for parameter in parameters if parameter.startswith("charset=")]
-    if media_type != "application/json" or not set(charsets) <= {"charset=utf-8", 'charset="utf-8"'}:
-        raise ContentTypeError(f"found content type {declared[:64] or 'none'}, expected application/json in UTF-8")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What headers ask for; the body's fields win."""
-
-    timeout_ms: int | None
-    priority: PriorityName | None
-
-
-async def options_of_headers(
-    timeout_ms: Annotated[TimeoutMs | None, Header(alias=TIMEOUT_HEADER, description="as `timeout_ms`")] = None,
-    priority: Annotated[PriorityName | None, Header(alias=PRIORITY_HEADER, description="as `priority`")] = None,
-) -> Options:
-    """Read and check the headers."""
-    return Options(timeout_ms, priority)
-
-
-GivenOptions = Annotated[Options, Depends(options_of_headers)]
 
 
 def router(registry: Registry, classifier: Classifier) -> APIRouter:
@@ -95,10 +29,10 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         "tags": ["classify"],
         "response_model": ClassifyResponse,
         "dependencies": [Depends(require_json)],
-        "responses": _CLASSIFY_ERRORS,
+        "responses": ASK_ERRORS,
     }
 
-    async def answer(model: Model, body: ClassifyRequest, options: Options, request: Request) -> Response:
+    async def answer(model: Model, body: ClassifyRequest, options: HeaderOptions, request: Request) -> Response:
         request.state.model = model.manifest.name
         question = Question(
             [given if isinstance(given, str) else (given.text, given.text_pair) for given in body.inputs],
@@ -106,9 +40,12 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
             body.top_k,
             body.timeout_ms or options.timeout_ms,
             Priority(body.priority or options.priority or Priority.INTERACTIVE),
+            reading_of(body, model),
+            None if body.function_to_apply is None else Activation(body.function_to_apply),
+            Aggregate(body.aggregate),
         )
-        classifier.check(question, model)
-        return Response(await classifier.answer(question, model, request.receive), media_type="application/json")
+        results = await classifier.ask(question, model, request.receive)
+        return Response(classifier.encode(question, model, results), media_type="application/json")
 
     @routes.post(ROUTE, summary="Classify with the only or the default model", **classifies)
     async def classify(body: ClassifyRequest, options: GivenOptions, request: Request) -> Response:
@@ -127,7 +64,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         return await answer(registry.get(model, version), body, options, request)
 
     @routes.get(
-        "/v1/models", summary="List the models", tags=["models"], responses=_documented(NotReadyError("loading"))
+        "/v1/models", summary="List the models", tags=["models"], responses=documented(NotReadyError("loading"))
     )
     async def list_models() -> ModelList:
         return ModelList(data=[_card(registry.versions(name)) for name in registry.names()])
@@ -136,7 +73,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         "/v1/models/{model}",
         summary="Describe a model",
         tags=["models"],
-        responses=_MODEL_ERRORS | {"default": {"model": ErrorBody, "description": "any other error"}},
+        responses=MODEL_ERRORS | {"default": {"model": ErrorBody, "description": "any other error"}},
     )
     async def describe_model(model: str, request: Request) -> ModelDetails:
         versions = registry.versions(model)

@@ -41,28 +41,24 @@ Input = Annotated[
 ]
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Take a single text for a list of one."""
     return [value] if isinstance(value, str) else value
 
 
-class ClassifyRequest(_Request):
-    """Texts to classify."""
+class Options(_Request):
+    """What every request may say about how it is answered."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"inputs": ["A fine film."]},
-                {"inputs": ["A fine film.", "Two hours I will not get back."], "top_k": 1},
-                {"inputs": [{"text": "A man sleeps.", "text_pair": "Nobody is awake."}]},
-                {"inputs": ["A fine film."], "timeout_ms": 200, "priority": "bulk"},
-            ]
-        }
+    truncate: Literal[False, "head", "tail", "window"] = Field(
+        default="head",
+        description="what is read of a text that is longer than the model reads: its head, its tail, or all of it in "
+        "overlapping windows (not of pairs); `false`: such a text is refused with its length and the limit",
     )
-
-    inputs: Annotated[list[Input], BeforeValidator(_as_list, json_schema_input_type=str | list[Input])] = Field(
-        description="texts or, for models of text pairs, objects; a single string counts as a list of one"
+    stride: int | None = Field(
+        default=None,
+        ge=0,
+        description="tokens that neighboring windows share; a quarter of the model's max_length by default",
     )
-    top_k: int | None = Field(default=None, ge=1, description="only so many of the highest labels; all by default")
     timeout_ms: TimeoutMs | None = Field(
         default=None,
         description=f"milliseconds from the request's arrival after which its answer is of no use: what has not run by "
@@ -72,6 +68,35 @@ class ClassifyRequest(_Request):
         default=None,
         description="interactive (the default) is served before bulk, which does not starve; wins over the header "
         f"{PRIORITY_HEADER}",
+    )
+
+
+class ClassifyRequest(Options):
+    """Texts to classify."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"inputs": ["A fine film."]},
+                {"inputs": ["A fine film.", "Two hours I will not get back."], "top_k": 1},
+                {"inputs": [{"text": "A man sleeps.", "text_pair": "Nobody is awake."}]},
+                {"inputs": ["A fine film."], "timeout_ms": 200, "priority": "bulk"},
+                {"inputs": ["A very long review …"], "truncate": "window", "stride": 16, "aggregate": "max"},
+            ]
+        }
+    )
+
+    inputs: Annotated[list[Input], BeforeValidator(as_list, json_schema_input_type=str | list[Input])] = Field(
+        description="texts or, for models of text pairs, objects; a single string counts as a list of one"
+    )
+    top_k: int | None = Field(default=None, ge=1, description="only so many of the highest labels; all by default")
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
+        default=None,
+        description="what turns the model's logits into scores; the model's own function by default. `none` gives "
+        "the logits, without the bundle's calibration",
+    )
+    aggregate: Literal["mean", "max"] = Field(
+        default="mean", description="how the scores of a text's windows become one, label by label"
     )
 
 
@@ -87,7 +112,13 @@ class Result(BaseModel):
 
     labels: list[LabelScore] = Field(description="highest score first")
     truncated: bool = Field(description="the input was longer than the model's max_length and was cut")
-    tokens: int = Field(description="tokens that the model read, specials included")
+    tokens: int = Field(description="tokens that the model read, specials included, in all windows together")
+    predicted: list[str] = Field(
+        default=[],
+        description="of multi-label models: the labels whose score is at least the bundle's threshold for them",
+    )
+    windows: int | None = Field(default=None, description="how many windows were read, where they were asked for")
+    stride: int | None = Field(default=None, description="tokens that neighboring windows share")
 
 
 class ClassifyResponse(BaseModel):

@@ -15,7 +15,7 @@ from service.engine.coalescer import Coalescer, Tokenize
 from service.engine.owner import Owner
 from service.engine.queue import BatchQueue, Priority, Refusal
 from service.engine.request import Classified, Request, Work
-from service.engine.tokenization import TextInput
+from service.engine.tokenization import HEAD, Keep, Reading, TextInput
 from service.engine.worker import Batch, Infer, Missing, Outcome
 from service.engine.workers import Workers
 from service.errors import (
@@ -98,9 +98,10 @@ class Batcher:
         *,
         priority: Priority = Priority.INTERACTIVE,
         deadline_s: float | None = None,
+        reading: Reading = HEAD,
     ) -> list[Classified]:
         """Return a result for each input, in order, or raise one ServiceError for all of them; see `submit`."""
-        return await self.submit(inputs, priority=priority, deadline_s=deadline_s)
+        return await self.submit(inputs, priority=priority, deadline_s=deadline_s, reading=reading)
 
     def submit(
         self,
@@ -108,8 +109,12 @@ class Batcher:
         *,
         priority: Priority = Priority.INTERACTIVE,
         deadline_s: float | None = None,
+        reading: Reading = HEAD,
     ) -> asyncio.Future[list[Classified]]:
         """Accept a request whole, or refuse it at once; the future gets a result for each input or one ServiceError.
+
+        Read in windows an input has a result for each of them, one after the other (`Encoding.windows` of the first
+        are the others); read whole, the future gets InvalidInputError when one is too long.
 
         `deadline_s` is on the clock of `time.monotonic`: what has not begun by then is never run, and the request
         gets DeadlineError. Cancelling the future drops those of its entries that have not begun. Raises
@@ -128,7 +133,7 @@ class Batcher:
         if refusal := self._queue.reserve(count):
             raise self._refused(refusal, count, "entries")
         future: asyncio.Future[list[Classified]] = self._loop.create_future()
-        request = Request(future, inputs, priority, deadline_s)
+        request = Request(future, inputs, priority, deadline_s, reading)
         self._requests.add(request)
         future.add_done_callback(partial(self._answered, request))
         if wait_s is not None:
@@ -164,9 +169,15 @@ class Batcher:
         for request in complete:
             if request.future.done():
                 continue
+            if request.reading.keep is Keep.WHOLE and (error := self._too_long(request)):
+                request.fail(error)
+                continue
             works = request.make_works()
-            if refusal := self._queue.admit(works, now_s):
-                request.fail(self._refused(refusal, sum(work.tokens for work in works), "tokens"))
+            if refusal := self._queue.admit(works, now_s, len(request.inputs)):
+                if refusal in (Refusal.TOKENS_EVER, Refusal.TOKENS_NOW):
+                    request.fail(self._refused(refusal, sum(work.tokens for work in works), "tokens"))
+                else:
+                    request.fail(self._refused(refusal, len(works), "windows"))
                 continue
             admitted += len(works)
             truncated += sum([encoding.truncated for encoding in request.encodings])
@@ -201,13 +212,14 @@ class Batcher:
             rows += 1
             tokens += work.tokens
             longest = max(longest, work.tokens)
-            self._metrics.queue_wait_s.observe(outcome.began_s - work.admitted_s)
+            queue_s = outcome.began_s - work.admitted_s
+            self._metrics.queue_wait_s.observe(queue_s)
             if result is Missing.NOT_FINITE:
                 request.fail(InferenceError("the model gave a score that is not a finite number"))
             elif result is Missing.FAILED:
                 request.fail(InferenceError("inference failed; the service's log has the details"))
             else:
-                request.deliver(work, result)
+                request.deliver(work, result, queue_s, outcome.took_s)
         if outcome.retried:
             self._metrics.failed_batches.inc()
         elif rows:
@@ -263,6 +275,14 @@ class Batcher:
             self._metrics.cancelled.inc(entries)
         elif isinstance(request.future.exception(), DeadlineError):
             self._metrics.expired.inc(entries)
+
+    def _too_long(self, request: Request) -> InvalidInputError | None:
+        for number, encoding in enumerate(request.encodings):
+            if encoding.truncated:
+                return InvalidInputError(
+                    f"inputs[{number}]", f"found {encoding.whole} tokens, expected at most {len(encoding.ids)}"
+                )
+        return None
 
     def _refused(self, refusal: Refusal, asked: int, unit: str) -> ServiceError:
         """Return what a refusal of the queue means to a client."""

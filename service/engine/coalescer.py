@@ -11,11 +11,11 @@ from typing import NamedTuple
 from service.engine.owner import Owner
 from service.engine.queue import Priority
 from service.engine.request import Request
-from service.engine.tokenization import Encoding, TextInput
+from service.engine.tokenization import Encoding, Reading, TextInput
 
 log = logging.getLogger(__name__)
 
-Tokenize = Callable[[Sequence[TextInput]], list[Encoding]]
+Tokenize = Callable[[Sequence[TextInput], Reading], list[Encoding]]
 
 # Most inputs in one call. Whoever comes during a call waits for that one at most, and neither priority can keep the
 # thread from the other.
@@ -105,13 +105,18 @@ class Coalescer:
 
     def _call(self, parts: Sequence[Part]) -> list[list[Encoding] | None]:
         if len(parts) == 1:
-            return [self._tokenize(parts[0].inputs)]
-        encodings = iter(self._tokenize([given for part in parts for given in part.inputs]))
-        return [[next(encodings) for _ in part.inputs] for part in parts]
+            return [self._tokenize(parts[0].inputs, parts[0].request.reading)]
+        results: list[list[Encoding] | None] = [None] * len(parts)
+        for reading in {part.request.reading for part in parts}:
+            alike = [number for number, part in enumerate(parts) if part.request.reading == reading]
+            encodings = iter(self._tokenize([given for number in alike for given in parts[number].inputs], reading))
+            for number in alike:
+                results[number] = [next(encodings) for _ in parts[number].inputs]
+        return results
 
     def _call_alone(self, part: Part) -> list[Encoding] | None:
         try:
-            return self._tokenize(part.inputs)
+            return self._tokenize(part.inputs, part.request.reading)
         except BaseException:
             log.exception("tokenization failed")
             return None

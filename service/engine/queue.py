@@ -136,9 +136,16 @@ class BatchQueue(Generic[E]):
         assert 0 <= count <= self._reserved, "released more places than were reserved"  # noqa: S101
         self._reserved -= count
 
-    def admit(self, entries: Sequence[E], now_s: float) -> Refusal | None:
-        """Let reserved entries wait, all or none; their reservation ends either way."""
-        self.release(len(entries))
+    def admit(self, entries: Sequence[E], now_s: float, reserved: int | None = None) -> Refusal | None:
+        """Let reserved entries wait, all or none; their reservation ends either way.
+
+        `reserved` is the number of places taken for them, where they turned out to be more.
+        """
+        self.release(len(entries) if reserved is None else reserved)
+        if len(entries) > self._capacity_entries:
+            return Refusal.ENTRIES_EVER
+        if self._entries + self._reserved + len(entries) > self._capacity_entries:
+            return Refusal.ENTRIES_NOW
         tokens = sum([entry.tokens for entry in entries])
         if tokens > self._capacity_tokens:
             return Refusal.TOKENS_EVER

@@ -8,28 +8,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.queue import Entry, Priority
-from service.engine.tokenization import Encoding, TextInput
+from service.engine.tokenization import HEAD, Encoding, Keep, Reading, TextInput
 from service.errors import ServiceError
 
 
 class Classified(NamedTuple):
-    """The result for one input."""
+    """The result for one input, or for one window of it."""
 
-    scores: NDArray[np.float32]  # (C,)
-    tokens: int
-    truncated: bool
+    output: NDArray[np.float32]  # what the model's function gave for its row
+    encoding: Encoding
+    queue_s: float  # between tokenization and its batch
+    inference_s: float  # of its batch
 
 
-_PENDING = Classified(np.empty(0, dtype=np.float32), 0, truncated=False)
+_PENDING = Classified(np.empty(0, dtype=np.float32), Encoding([], [], truncated=False), 0.0, 0.0)
 
 
 class Request:
     """Inputs that are answered together, by a result for each in order or by one error.
 
-    `future` is what the caller awaits; it may be cancelled. `deadline_s` is on the clock of `time.monotonic`.
+    An input that is read in windows has a result for each window. `future` is what the caller awaits; it may be
+    cancelled. `deadline_s` is on the clock of `time.monotonic`.
     """
 
-    __slots__ = ("deadline_s", "encodings", "future", "inputs", "missing", "priority", "results", "timer", "works")
+    __slots__ = (
+        "deadline_s",
+        "encodings",
+        "future",
+        "inputs",
+        "missing",
+        "priority",
+        "reading",
+        "results",
+        "timer",
+        "works",
+    )
 
     def __init__(
         self,
@@ -37,7 +50,9 @@ class Request:
         inputs: Sequence[TextInput],
         priority: Priority,
         deadline_s: float | None,
+        reading: Reading = HEAD,
     ) -> None:
+        self.reading = reading
         self.future = future
         self.inputs = inputs
         self.priority = priority
@@ -45,18 +60,22 @@ class Request:
         self.timer: asyncio.TimerHandle | None = None
         self.encodings: list[Encoding] = []  # of the first inputs, until tokenization is over
         self.works: list[Work] = []  # empty until then
-        self.results = [_PENDING] * len(inputs)
+        self.results: list[Classified] = []
         self.missing = len(inputs)
 
     def make_works(self) -> list["Work"]:
-        """Return the entries of a request whose inputs are all tokenized."""
-        self.works = [Work(self, row, encoding) for row, encoding in enumerate(self.encodings)]
+        """Return the entries of a request whose inputs are all tokenized, one for each input or window."""
+        pieces = self.encodings
+        if self.reading.keep is Keep.WINDOWS:
+            pieces = [piece for encoding in pieces for piece in (encoding, *encoding.windows)]
+        self.works = [Work(self, row, piece) for row, piece in enumerate(pieces)]
+        self.missing = len(pieces)
+        self.results = [_PENDING] * self.missing
         return self.works
 
-    def deliver(self, work: "Work", scores: NDArray[np.float32]) -> None:
-        """Take the scores (C,) of one entry; the last one answers the request."""
-        encoding = work.encoding
-        self.results[work.row] = Classified(scores, len(encoding.ids), encoding.truncated)
+    def deliver(self, work: "Work", output: NDArray[np.float32], queue_s: float, inference_s: float) -> None:
+        """Take the output of one entry; the last one answers the request."""
+        self.results[work.row] = Classified(output, work.encoding, queue_s, inference_s)
         self.missing -= 1
         if not self.missing and not self.future.done():
             self.future.set_result(self.results)
@@ -68,7 +87,7 @@ class Request:
 
 
 class Work(Entry):
-    """One input in the queue."""
+    """One input, or one window of it, in the queue."""
 
     __slots__ = ("encoding", "request", "row")
 

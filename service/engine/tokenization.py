@@ -1,8 +1,11 @@
 """From texts to token ids, and from token ids to padded arrays."""
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,25 @@ TextInput = str | tuple[str, str]
 IntArray = NDArray[np.int64]
 
 
+class Keep(StrEnum):
+    """What is read of an input that is longer than the model reads."""
+
+    HEAD = "head"
+    TAIL = "tail"
+    WINDOWS = "windows"  # all of it, in windows that overlap
+    WHOLE = "whole"  # nothing: it is refused
+
+
+class Reading(NamedTuple):
+    """How inputs are read; `stride` is the number of tokens that neighboring windows share."""
+
+    keep: Keep = Keep.HEAD
+    stride: int = 0
+
+
+HEAD = Reading()
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """One tokenised input, special tokens included."""
@@ -23,6 +45,12 @@ class Encoding:
     ids: list[int]
     type_ids: list[int]
     truncated: bool
+    whole: int | None = None
+    """Number of tokens of all of the input; of those alone that were to be read whole and are too long."""
+    windows: tuple["Encoding", ...] = ()
+    """The windows after this one."""
+    offsets: list[tuple[int, int]] | None = None
+    """Of each token its characters in the text, (begin, end); (-1, -1) for special tokens."""
 
     @property
     def tokens(self) -> int:
@@ -31,38 +59,106 @@ class Encoding:
 
 
 class Tokenizer:
-    """A `tokenizer.json`, cutting inputs to `max_length` tokens. Safe to use from several threads."""
+    """A `tokenizer.json`, cutting inputs to `max_length` tokens. Safe to use from several threads.
 
-    def __init__(self, path: Path, max_length: int) -> None:
+    With `offsets` encodings say which characters their tokens stand for.
+    """
+
+    def __init__(self, path: Path, max_length: int, *, offsets: bool = False) -> None:
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the Rust extension raises plain Exception
             raise TokenizerLoadError(f"{path}: not a tokenizer.json that tokenizers can read: {error}") from error
         self.pad_id = int((self._tokenizer.padding or {}).get("pad_id", 0))
         self.max_length = max_length
+        self._offsets = offsets
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
+        model = self._tokenizer.model
+        self.marks_continuation = bool(getattr(model, "continuing_subword_prefix", None))
+        """Whether a token shows that it continues a word, as "##ing" does."""
+        unknown = getattr(model, "unk_token", None)
+        self.unknown_id = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        self._other: FastTokenizer | None = None  # for every other way to cut; made when it is first asked for
+        self._cutting = threading.Lock()  # how it cuts is a state of it
+
+    @property
+    def most_stride(self) -> int:
+        """The most tokens that neighboring windows of one text can share."""
+        return self.max_length - int(self._tokenizer.num_special_tokens_to_add(is_pair=False)) - 1
 
     def vocabulary(self) -> dict[str, int]:
         """Return every token with its id."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         return vocabulary
 
-    def encode(self, inputs: Sequence[TextInput]) -> list[Encoding]:
-        """Tokenise texts and pairs, in order; pairs are cut longest first."""
-        return [
-            Encoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
-            for encoding in self._tokenizer.encode_batch_fast(list(inputs))  # fast: without offsets
-        ]
+    def token(self, token_id: int) -> str:
+        """Return the token with this id."""
+        token: str = self._tokenizer.id_to_token(token_id)
+        return token
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the text that tokens stand for."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    def encode(self, inputs: Sequence[TextInput], reading: Reading = HEAD) -> list[Encoding]:
+        """Tokenise texts and pairs, in order; pairs are cut longest first.
+
+        Of an input that is to be read whole and is too long, the encoding is that of its head.
+        """
+        if reading.keep in (Keep.HEAD, Keep.WHOLE):
+            found = self._call(self._tokenizer, inputs)
+        else:
+            with self._cutting:
+                other = self._other = self._other or FastTokenizer.from_str(self._tokenizer.to_str())
+                other.enable_truncation(
+                    self.max_length,
+                    stride=min(reading.stride, self.most_stride),
+                    direction="left" if reading.keep is Keep.TAIL else "right",
+                )
+                found = self._call(other, inputs)
+        in_windows = reading.keep is Keep.WINDOWS
+        encodings = [self._encoding(encoding, in_windows) for encoding in found]
+        if reading.keep is Keep.WHOLE:
+            for number, (given, encoding) in enumerate(zip(inputs, encodings, strict=True)):
+                if encoding.truncated:
+                    encodings[number] = replace(encoding, whole=self._count(given))
+        return encodings
+
+    def _count(self, given: TextInput) -> int:
+        """Return how many tokens an input has, however long it is."""
+        first, second = (given, None) if isinstance(given, str) else given
+        with self._cutting:
+            other = self._other = self._other or FastTokenizer.from_str(self._tokenizer.to_str())
+            other.no_truncation()
+            return len(other.encode(first, second).ids)
+
+    def _call(self, tokenizer: FastTokenizer, inputs: Sequence[TextInput]) -> list[Any]:
+        # fast: without offsets
+        call = tokenizer.encode_batch if self._offsets else tokenizer.encode_batch_fast
+        found: list[Any] = call(list(inputs))
+        return found
+
+    def _encoding(self, found: Any, in_windows: bool = False) -> Encoding:
+        more = found.overflowing
+        return Encoding(
+            found.ids,
+            found.type_ids,
+            truncated=bool(more) and not in_windows,
+            windows=tuple(self._encoding(window) for window in more) if in_windows else (),
+            offsets=_offsets(found) if self._offsets else None,
+        )
 
     def encode_with_offsets(self, inputs: Sequence[TextInput]) -> list[tuple[Encoding, list[tuple[int, int]]]]:
         """Tokenise, and give the characters that each token stands for: (begin, end), (-1, -1) for special tokens."""
-        found = []
-        for encoding in self._tokenizer.encode_batch(list(inputs)):
-            special = encoding.special_tokens_mask
-            offsets = [(-1, -1) if mark else pair for mark, pair in zip(special, encoding.offsets, strict=True)]
-            found.append((Encoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing)), offsets))
-        return found
+        found = self._tokenizer.encode_batch(list(inputs))
+        return [(Encoding(one.ids, one.type_ids, bool(one.overflowing)), _offsets(one)) for one in found]
+
+
+def _offsets(found: Any) -> list[tuple[int, int]]:
+    special = found.special_tokens_mask
+    return [(-1, -1) if mark else pair for mark, pair in zip(special, found.offsets, strict=True)]
 
 
 def unreadable(text: str, most_characters: int | None = None) -> str | None:

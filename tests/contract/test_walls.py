@@ -61,6 +61,7 @@ def test_compress_takes_what_evaluates_and_nothing_else_of_the_engine() -> None:
 
 def test_bulk_takes_what_classifies_and_nothing_of_http() -> None:
     allowed = ENGINE_FOR_COMPRESS | {
+        "service.engine.decisions",
         "service.engine.session_options",
         "service.golden",
         "service.sessions",

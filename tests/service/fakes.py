@@ -7,7 +7,7 @@ import numpy as np
 
 from service.engine.batcher import Batcher
 from service.engine.queue import BatchQueue
-from service.engine.tokenization import Encoding
+from service.engine.tokenization import HEAD, Encoding
 from service.metrics import Metrics
 
 
@@ -26,7 +26,7 @@ class FakeModel:
         self.poison_length = -1
         self.tokenized: list[int] = []
 
-    def tokenize(self, inputs):
+    def tokenize(self, inputs, reading=HEAD):
         self.tokenized.append(len(inputs))
         assert self.tokenize_gate.wait(20)
         if "broken" in inputs:

@@ -20,8 +20,8 @@ def test_results_come_back_in_the_order_of_the_inputs():
     async def test(model):
         _, batcher = make(model, max_batch_size=2)
         results = await batcher.classify(["aaa", "a", "aa", "aaaaa", "aaaa"])
-        assert [float(result.scores[0]) for result in results] == [3, 1, 2, 5, 4]
-        assert [result.tokens for result in results] == [3, 1, 2, 5, 4]
+        assert [float(result.output[0]) for result in results] == [3, 1, 2, 5, 4]
+        assert [result.encoding.tokens for result in results] == [3, 1, 2, 5, 4]
         await batcher.close(5)
 
     scenario(test)
@@ -163,7 +163,7 @@ def test_a_large_request_does_not_keep_the_tokenizer_from_others():
         model.tokenize_gate.set()
         results = await asyncio.gather(large, small, bulk)
         assert [len(result) for result in results] == [70, 1, 20]
-        assert [{entry.tokens for entry in result} for result in results] == [{1}, {3}, {2}]
+        assert [{entry.encoding.tokens for entry in result} for result in results] == [{1}, {3}, {2}]
         assert model.tokenized == [32, 1 + 31 + 16, 7 + 4]
         await batcher.close(5)
 

@@ -26,7 +26,7 @@ def test_scores_do_not_depend_on_batch_mates_or_load(tiny_bundle):
         model.start(settings, metrics)
 
         def scores(results):
-            return [result.scores.tolist() for result in results]
+            return [result.output[0].tolist() for result in results]
 
         async def stranger():
             inputs = rng.sample(strangers, rng.randint(1, 5))

@@ -51,7 +51,7 @@ def test_one_poisonous_input_fails_alone(caplog):
         await asyncio.wait(tasks)
         with pytest.raises(InferenceError, match="inference failed"):
             await bad
-        assert float((await good)[0].scores[0]) == 3
+        assert float((await good)[0].output[0]) == 3
         assert model.batches[1:] == [[2, 3, 4], [2], [3], [4]]  # together, then each once alone
         await batcher.close(5)
 
@@ -84,7 +84,7 @@ def test_a_score_that_is_no_number_fails_its_request_and_not_its_batch_mates(cap
         await blocker
         with pytest.raises(InferenceError, match="finite"):
             await bad
-        assert float((await good)[0].scores[0]) == 3
+        assert float((await good)[0].output[0]) == 3
         assert model.batches[1] == [2, 3]
         await batcher.close(5)
 
@@ -153,7 +153,7 @@ def test_a_text_that_cannot_be_tokenized_fails_alone(caplog):
     async def test(model):
         _, batcher = make(model)
         bad, good = (asyncio.create_task(batcher.classify([text])) for text in ("broken", "aa"))
-        assert (await good)[0].tokens == 2
+        assert (await good)[0].encoding.tokens == 2
         with pytest.raises(InferenceError, match="tokenization failed"):
             await bad
         assert model.tokenized == [2, 1, 1]
@@ -179,7 +179,7 @@ def test_a_session_that_hangs_is_given_up_and_replaced(caplog):
         waits = asyncio.create_task(batcher.classify(["bb"]))
         with pytest.raises(InferenceError, match="too long"):
             await hangs
-        assert float((await waits)[0].scores[0]) == 2
+        assert float((await waits)[0].output[0]) == 2
         assert (model.batches, other.batches) == ([[1]], [[2]])
         assert made_in == ["limbeck-infer"]  # loading takes seconds: not on the event loop
         assert value(metrics, "limbeck_hung_sessions_total") == 1
@@ -264,7 +264,7 @@ from tests.service.fakes import make
 
 class Hanging:
     entered = threading.Event()
-    def tokenize(self, inputs):
+    def tokenize(self, inputs, reading=None):
         from service.engine.tokenization import Encoding
         return [Encoding([1], [0], truncated=False) for _ in inputs]
     def infer(self, encodings):

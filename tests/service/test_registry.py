@@ -254,7 +254,7 @@ def test_a_session_that_hangs_is_replaced_by_one_of_its_own(tiny_bundle, monkeyp
         (result,) = await model.batcher.classify(["a good movie"])
         released.set()
         await model.close(5)
-        return result.scores.tolist()
+        return result.output[0].tolist()
 
     assert asyncio.run(run()) == pytest.approx(reference_scores("a good movie"), abs=1e-6)
     assert hangs.is_set()

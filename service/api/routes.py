@@ -1,0 +1,95 @@
+"""What the routes of several dialects share: headers that are read, errors that are documented, how texts are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from pydantic import BaseModel
+
+from service.api.names import PRIORITY_HEADER, TIMEOUT_HEADER
+from service.api.schemas import ErrorBody, Options, PriorityName, TimeoutMs
+from service.engine.tokenization import HEAD, Keep, Reading
+from service.errors import (
+    BodyTooLargeError,
+    ContentTypeError,
+    DeadlineError,
+    InferenceError,
+    InvalidInputError,
+    NotReadyError,
+    QueueFullError,
+    ServiceError,
+    UnknownModelError,
+)
+from service.registry import Model
+
+
+def documented(
+    *errors: ServiceError,
+    explain: Callable[[ServiceError], tuple[int, dict[str, Any]]] = lambda error: (error.status, error.body()),
+    model: type[BaseModel] = ErrorBody,
+) -> dict[int | str, dict[str, Any]]:
+    """Describe errors for the OpenAPI document, each with an example body and its headers, as a dialect says them."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        status, body = explain(error)
+        response: dict[str, Any] = {
+            "model": model,
+            "description": (type(error).__doc__ or "").strip(),
+            "content": {"application/json": {"example": body}},
+        }
+        if error.headers():
+            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+        responses[status] = response
+    return responses
+
+
+ASK_EXAMPLES: tuple[ServiceError, ...] = (
+    UnknownModelError("no model 'x'; there are: tiny"),
+    NotReadyError("models are still loading"),
+    BodyTooLargeError("body: expected at most 1048576 bytes, found 2000000 bytes; send fewer inputs"),
+    ContentTypeError("found content type text/plain, expected application/json"),
+    InvalidInputError("inputs[3]", "found an empty text, expected at least one character that is not white space"),
+    QueueFullError("the queue has no room for 8 more entries"),
+    InferenceError("inference failed; the service's log has the details"),
+    DeadlineError(),
+)
+"""What a request to a model may be answered with, whatever the dialect."""
+MODEL_ERRORS = documented(*ASK_EXAMPLES[:2])
+ASK_ERRORS = documented(*ASK_EXAMPLES)
+
+
+async def require_json(request: Request) -> None:  # async: FastAPI runs what is not in a thread, for 0.1 ms
+    """Raise ContentTypeError unless the body is declared as JSON in UTF-8."""
+    declared = request.headers.get("content-type", "")
+    media_type, *parameters = (part.strip().lower() for part in declared.split(";"))
+    charsets = [parameter for parameter in parameters if parameter.startswith("charset=")]
+    if media_type != "application/json" or not set(charsets) <= {"charset=utf-8", 'charset="utf-8"'}:
+        raise ContentTypeError(f"found content type {declared[:64] or 'none'}, expected application/json in UTF-8")
+
+
+@dataclass(frozen=True)
+class HeaderOptions:
+    """What headers ask for; the body's fields win."""
+
+    timeout_ms: int | None
+    priority: PriorityName | None
+
+
+async def options_of_headers(
+    timeout_ms: Annotated[TimeoutMs | None, Header(alias=TIMEOUT_HEADER, description="as `timeout_ms`")] = None,
+    priority: Annotated[PriorityName | None, Header(alias=PRIORITY_HEADER, description="as `priority`")] = None,
+) -> HeaderOptions:
+    """Read and check the headers."""
+    return HeaderOptions(timeout_ms, priority)
+
+
+GivenOptions = Annotated[HeaderOptions, Depends(options_of_headers)]
+
+
+def reading_of(options: Options, model: Model) -> Reading:
+    """Return how a request wants long texts to be read."""
+    if options.truncate == "window":
+        stride = model.manifest.max_length // 4 if options.stride is None else options.stride
+        return Reading(Keep.WINDOWS, stride)
+    return {"head": HEAD, "tail": Reading(Keep.TAIL), False: Reading(Keep.WHOLE)}[options.truncate]

@@ -1,0 +1,1 @@
+"""The service behind clients that nobody here wrote."""

@@ -1,0 +1,138 @@
+"""A running service with a small model of each task, and the models that they were made of."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from tokenizers import decoders
+
+from bundle import Task
+from compress.pack import pack
+from compress.tasks import SPECS
+from tests.support.tokenizers import wordpiece
+
+LABELS = {
+    Task.SINGLE_LABEL: ["positive", "negative", "neutral"],
+    Task.MULTI_LABEL: ["story", "praise", "blame"],
+    Task.PAIR: ["worse", "better"],
+    Task.TOKEN_CLASSIFICATION: ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+}
+LENGTH = 32  # tokens
+QUICK = ["evaluate.latency_rounds=3", "evaluate.latency_texts=4", "evaluate.bootstrap_samples=100"]
+
+TEXTS = [
+    "New York is not very good",
+    "the dull movie was great in Paris , Anna-Maria 's film !",
+    "👍 wonderful players 👩‍👩‍👧 playing in naïve Paris",
+    "e\u0301te\u0301 in Paris, cafe\u0301 playing",  # accents that stand by themselves
+    "纽约 is great 巴黎",
+    "הסרט היה great film ב Paris",
+    "unplayable, wonderful; 1996-08-30",
+]
+LONG = " ".join(TEXTS[:3] * 4)
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the service is, and where the models are that it serves under their tasks' names."""
+
+    url: str
+    port: int
+    models: dict[Task, Path]
+
+    def pipeline(self, task: Task, **options: object) -> transformers.Pipeline:
+        """transformers' own pipeline on the same weights."""
+        kind = "token-classification" if task is Task.TOKEN_CLASSIFICATION else "text-classification"
+        return transformers.pipeline(kind, model=str(self.models[task]), device="cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("dialects")
+    models = {task: save_model(folder / "models" / task.value, task) for task in Task}
+    bundles = []
+    for task, path in models.items():
+        pack(str(path), None, folder / task.value, Console(quiet=True), overrides=QUICK, force=True)
+        bundles.append(next((folder / task.value).rglob("manifest.json")).parent)
+    with serving(bundles, variant="fp32", default_model="single-label", sessions=1) as port:
+        yield Served(f"http://127.0.0.1:{port}", port, models)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        yield client
+
+
+def save_model(folder: Path, task: Task) -> Path:
+    """A classifier with random weights whose tokenizer cuts words into pieces."""
+    tokenizer = wordpiece()
+    tokenizer.decoder = decoders.WordPiece()
+    torch.manual_seed(7)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=40,
+        id2label=dict(enumerate(LABELS[task])),
+        label2id={label: number for number, label in enumerate(LABELS[task])},
+        problem_type="multi_label_classification" if task is Task.MULTI_LABEL else None,
+        finetuning_task="mrpc" if task is Task.PAIR else None,
+    )
+    model = SPECS[task].model_class.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+        if task is Task.TOKEN_CLASSIFICATION:
+            model.classifier.bias[0] = -2  # trained tokenizers differ from run to run: O must not win everywhere
+    model.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=LENGTH,
+    ).save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def serving(bundles: list[Path], **settings: object) -> Iterator[int]:
+    """Run the service in a process of its own; give its port once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    settings = {"bundles": ",".join(map(str, bundles)), "port": port, "workers": 1, "log_level": "error"} | settings
+    environment = os.environ | {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
+    with subprocess.Popen([sys.executable, "-m", "service"], env=environment) as process:
+        try:
+            deadline = time.monotonic() + 100
+            while not ready(port):
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "the service did not become ready"
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+
+
+def ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
