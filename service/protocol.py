@@ -9,6 +9,7 @@ HTTP/1.0, whatever the fast path has no answer to.
 
 import asyncio
 import http
+import logging
 import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.fast_path import Answer, FastPath, Work
 from service.api.heads import Head
+
+log = logging.getLogger(__name__)
 
 _END_OF_HEAD = b"\r\n\r\n"
 _STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
@@ -31,6 +34,7 @@ class Protocol(HttpToolsProtocol):
         # of the ordinary request that is being read or answered:
         self._head: Head | None = None
         self._keep = True  # the connection
+        self._leaving = False  # the service is
         self._arrived_s = 0.0
         self._refusal: Answer | None = None  # known from its head: the body is read past
         self._received = b""  # head and body
@@ -51,7 +55,7 @@ class Protocol(HttpToolsProtocol):
             super().data_received(data)
             return
         self._arrived_s = time.monotonic()
-        self._head, self._keep = found, found.keep_alive
+        self._head, self._keep = found, found.keep_alive and not self._leaving
         self._refusal = self._path.refusal(self._head)
         self._received = data
         self._missing = self._head.length - (len(data) - end - len(_END_OF_HEAD))
@@ -93,6 +97,7 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close the connection, after the answer to the request that is there."""
+        self._leaving = True
         if self._head is None:
             super().shutdown()
         else:
@@ -131,12 +136,18 @@ class Protocol(HttpToolsProtocol):
         else:
             data, self._head, self._received, self._behind = self._received + self._behind, None, b"", b""
             super().data_received(data)
+            if self._leaving:
+                super().shutdown()
 
     def _finish(self, future: asyncio.Future[Any]) -> None:
         assert self._work is not None  # noqa: S101
         self.tasks.discard(future)
         work, self._work = self._work, None
-        self._answer(self._path.finish(work, gone=self._gone))
+        try:
+            self._answer(self._path.finish(work, gone=self._gone))
+        except Exception:  # a fault of ours; nobody may wait for an answer that does not come
+            log.exception("an answer could not be written")
+            self.transport.abort()
 
     def _answer(self, answer: Answer) -> None:
         """Send it, and take up what came behind its request."""

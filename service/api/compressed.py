@@ -3,8 +3,9 @@
 import zlib
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
-from service.errors import BodyTooLargeError, ContentTypeError, InvalidInputError
+from service.errors import BodyTooLargeError, ClientGoneError, ContentTypeError, InvalidInputError
 
 # gzip with its head; deflate in zlib's, as RFC 9110 has it
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -14,9 +15,12 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
     """Return the body, decompressed to at most `max_body_bytes`.
 
     Raises ContentTypeError for another encoding than gzip and deflate, InvalidInputError for what does not decompress,
-    BodyTooLargeError.
+    BodyTooLargeError; ClientGoneError when the client leaves before all of it is there.
     """
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed the connection") from None
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
         return body

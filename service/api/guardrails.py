@@ -124,7 +124,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         results = await classifier.ask(question, model, request.receive, tags=model.tags)
         threshold = body.detector_params.threshold
         if model.tags:
-            return _in_texts(body.contents, model, results, 0.0 if threshold is None else threshold)
+            return await _in_texts(body.contents, model, results, 0.0 if threshold is None else threshold)
         return [
             [
                 Detection(
@@ -150,7 +150,10 @@ def _detected(model: Model, scores: Any, threshold: float | None) -> list[int]:
     return [int(index) for index in (-scores).argsort(kind="stable") if scores[index] >= threshold]
 
 
-def _in_texts(texts: list[str], model: Model, results: list[Classified], threshold: float) -> list[list[Detection]]:
+async def _in_texts(
+    texts: list[str], model: Model, results: list[Classified], threshold: float
+) -> list[list[Detection]]:
+    found = await entities_of(texts, model, results, Strategy.SIMPLE, frozenset("O"))
     return [
         [
             Detection(
@@ -164,7 +167,5 @@ def _in_texts(texts: list[str], model: Model, results: list[Classified], thresho
             for one in entities
             if one.score >= threshold
         ]
-        for text, entities in zip(
-            texts, entities_of(texts, model, results, Strategy.SIMPLE, frozenset("O")), strict=True
-        )
+        for text, entities in zip(texts, found, strict=True)
     ]

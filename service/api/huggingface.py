@@ -83,10 +83,8 @@ async def _tagged(
     question = Question(texts, request.state.arrived_s, reading=reading)
     results = await classifier.ask(question, model, request.receive, tags=True)
     strategy = Strategy(parameters.aggregation_strategy)
-    found = [
-        [_entity(one, strategy) for one in entities]
-        for entities in entities_of(texts, model, results, strategy, frozenset(parameters.ignore_labels))
-    ]
+    of_texts = await entities_of(texts, model, results, strategy, frozenset(parameters.ignore_labels))
+    found = [[_entity(one, strategy) for one in entities] for entities in of_texts]
     return found[0] if alone else found
 
 

@@ -137,7 +137,7 @@ def _add_model(
         question = question_of(asked, texts_of(asked.inputs, raw), found, request.state.arrived_s)
         wanted = wanted_of(asked, found)
         results = await classifier.ask(question, found, request.receive, tags=found.tags)
-        arrays = arrays_of(question, found, results)
+        arrays = await arrays_of(question, found, results)
         outputs = [(one.name, ranked(one, arrays[one.name], found), is_raw(one, asked)) for one in wanted]
         head = {"model_name": found.manifest.name, "model_version": found.manifest.version}
         answer, json_length = write_response(head | ({"id": asked.id} if asked.id else {}), outputs)

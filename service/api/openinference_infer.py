@@ -47,6 +47,8 @@ def wanted_of(asked: InferRequest, model: Model) -> list[WantedOutput]:
     """Return the outputs that are asked for, all where none is named; raises InvalidInputError."""
     known = [tensor["name"] for tensor in outputs_of(model)]
     wanted = asked.outputs or [WantedOutput(name) for name in known]
+    if len({one.name for one in wanted}) < len(wanted):
+        raise InvalidInputError("outputs", "found an output twice, expected each at most once")
     for one in wanted:
         if one.name not in known:
             raise InvalidInputError("outputs", f"found {one.name[:64]}, expected {' or '.join(known)}")
@@ -58,10 +60,10 @@ def wanted_of(asked: InferRequest, model: Model) -> list[WantedOutput]:
     return wanted
 
 
-def arrays_of(question: Question, model: Model, results: Sequence[Classified]) -> dict[str, Any]:
+async def arrays_of(question: Question, model: Model, results: Sequence[Classified]) -> dict[str, Any]:
     """Return what each output holds: arrays whose first axis are the texts."""
     if model.tags:
-        found = entities_of(list(map(str, question.inputs)), model, results, Strategy.SIMPLE, frozenset("O"))
+        found = await entities_of(list(map(str, question.inputs)), model, results, Strategy.SIMPLE, frozenset("O"))
         return {"entities": _texts([json.dumps([as_json(one) for one in entities]) for entities in found])}
     scores = np.stack([one.scores for one in scored(question, model, results)])
     labels = [",".join(model.manifest.labels[index] for index in chosen) for chosen in model.decider.predicted(scores)]

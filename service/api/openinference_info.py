@@ -1,6 +1,6 @@
 """What the Open Inference Protocol tells of models: tensors, configuration, statistics, the repository's index."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.metrics import Metrics
@@ -72,14 +72,18 @@ def index(models: Sequence[Model]) -> list[dict[str, str]]:
 
 def statistics(models: Sequence[Model], metrics: Metrics) -> dict[str, Any]:
     """Return what models did since the service started, all of its workers together."""
-    return {"model_stats": [_statistics(model, metrics) for model in models]}
+    found = {
+        (sample.name, sample.labels["model"], sample.labels["version"]): sample.value
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if "version" in sample.labels and "le" not in sample.labels
+    }
+    return {"model_stats": [_statistics(model, found) for model in models]}
 
 
-def _statistics(model: Model, metrics: Metrics) -> dict[str, Any]:
-    labels = {"model": model.manifest.name, "version": model.manifest.version}
-
+def _statistics(model: Model, found: Mapping[tuple[str, str, str], float]) -> dict[str, Any]:
     def value(name: str) -> float:
-        return metrics.registry.get_sample_value(name, labels) or 0.0
+        return found.get((name, model.manifest.name, model.manifest.version), 0.0)
 
     def timed(name: str) -> dict[str, int]:
         return {"count": int(value(f"{name}_count")), "ns": int(value(f"{name}_sum") * _NS)}

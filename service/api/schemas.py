@@ -57,7 +57,7 @@ class Options(_Request):
     stride: int | None = Field(
         default=None,
         ge=0,
-        description="tokens that neighboring windows share; a quarter of the model's max_length by default",
+        description="tokens that neighboring windows share, at most half of one; a quarter of max_length by default",
     )
     timeout_ms: TimeoutMs | None = Field(
         default=None,
@@ -81,7 +81,7 @@ class ClassifyRequest(Options):
                 {"inputs": ["A fine film.", "Two hours I will not get back."], "top_k": 1},
                 {"inputs": [{"text": "A man sleeps.", "text_pair": "Nobody is awake."}]},
                 {"inputs": ["A fine film."], "timeout_ms": 200, "priority": "bulk"},
-                {"inputs": ["A very long review …"], "truncate": "window", "stride": 16, "aggregate": "max"},
+                {"inputs": ["A very long review …"], "truncate": "window", "stride": 8, "aggregate": "max"},
             ]
         }
     )

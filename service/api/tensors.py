@@ -1,7 +1,6 @@
 """Tensors of the Open Inference Protocol, in JSON and in its binary extension."""
 
 import json
-import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from service.errors import InvalidInputError
 
 _LENGTH = struct.Struct("<I")
+_MOST_DIGITS = 12
 
 
 class InputTensor(msgspec.Struct):
@@ -50,7 +50,8 @@ def read_request(body: bytes, json_length: str | None) -> tuple[InferRequest, by
     """
     end = len(body)
     if json_length is not None:
-        if not json_length.isdigit() or int(json_length) > len(body):
+        digits = json_length.isascii() and json_length.isdigit() and len(json_length) <= _MOST_DIGITS
+        if not digits or int(json_length) > len(body):
             raise InvalidInputError(
                 "Inference-Header-Content-Length", f"found {json_length[:40]}, expected at most {len(body)}, the body's"
             )
@@ -79,10 +80,10 @@ def texts_of(tensors: Sequence[InputTensor], raw: bytes) -> dict[str, list[str]]
         else:
             values = _unpack(name, raw[at : at + size])
             at += size
-        if any(side < 0 for side in tensor.shape) or math.prod(tensor.shape) != len(values):
-            raise InvalidInputError(name, f"found shape {tensor.shape[:8]}, but {len(values)} values")
-        if len(tensor.shape) > 2 or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
+        if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]):
             raise InvalidInputError(name, f"found shape {tensor.shape[:8]}, expected [n] or [n, 1]")
+        if tensor.shape[0] != len(values):
+            raise InvalidInputError(name, f"found shape {tensor.shape}, but {len(values)} values")
         found[name] = values
     if at != len(raw):
         raise InvalidInputError("body", f"found {len(raw) - at} bytes more than the inputs' binary_data_size say")

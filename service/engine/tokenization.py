@@ -84,8 +84,11 @@ class Tokenizer:
 
     @property
     def most_stride(self) -> int:
-        """The most tokens that neighboring windows of one text can share."""
-        return self.max_length - int(self._tokenizer.num_special_tokens_to_add(is_pair=False)) - 1
+        """The most tokens that neighboring windows of one text can share: half of one.
+
+        With more, a text of a megabyte would become hundreds of thousands of windows.
+        """
+        return (self.max_length - int(self._tokenizer.num_special_tokens_to_add(is_pair=False))) // 2
 
     def vocabulary(self) -> dict[str, int]:
         """Return every token with its id."""

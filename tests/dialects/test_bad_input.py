@@ -136,11 +136,13 @@ def test_chunks_that_stop_half_way(served: Served, client: httpx.Client, path: s
     [
         ({"Inference-Header-Content-Length": "900"}, b"{}", 400),
         ({"Inference-Header-Content-Length": "x"}, b"{}", 400),
+        ({"Inference-Header-Content-Length": "9" * 5000}, b"{}", 400),
+        ({"Inference-Header-Content-Length": b"\xb2"}, b"{}", 400),
         ({"Content-Encoding": "gzip"}, b"no gzip", 400),
         ({"Content-Encoding": "br"}, b"{}", 400),
     ],
 )
-def test_what_only_v2_has(client: httpx.Client, headers: dict[str, str], content: bytes, status: int) -> None:
+def test_what_only_v2_has(client: httpx.Client, headers: dict, content: bytes, status: int) -> None:
     check(client, V2, client.post(V2, content=content, headers=headers), status)
 
 
@@ -157,6 +159,28 @@ def test_raw_texts_that_are_none(client: httpx.Client, packed: bytes) -> None:
     head = json.dumps({"inputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     check(client, V2, client.post(V2, content=head + packed, headers=headers), 400)
+
+
+@pytest.mark.parametrize("shape", [[9] * 300_000, [], [0, 1], [-1], [1, 1, 1], [10**30]])
+def test_shapes_that_are_none(client: httpx.Client, shape: list[int]) -> None:
+    tensor = {"name": "text", "shape": shape, "datatype": "BYTES", "data": ["good"]}
+    check(client, V2, client.post(V2, json={"inputs": [tensor]}), 400)
+
+
+def test_an_output_is_given_once(client: httpx.Client) -> None:
+    check(client, V2, client.post(V2, json=v2(["good"]) | {"outputs": [{"name": "scores"}] * 2}), 400)
+
+
+def test_who_leaves_before_the_body_is_there_is_no_fault(served: Served, client: httpx.Client) -> None:
+    def counted() -> str:
+        lines = client.get("/metrics").text.splitlines()
+        return "".join(line for line in lines if 'status="500"' in line and "/v2/" in line)
+
+    before = counted()
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(f"POST {V2} HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n0123456789".encode())
+    check(client, V2, client.post(V2, json=v2([])), 400)
+    assert counted() == before
 
 
 def test_a_small_body_that_grows(client: httpx.Client) -> None:

@@ -290,6 +290,25 @@ def test_the_end_of_the_service_waits_for_answers_and_then_closes(tiny_bundle, m
     assert b"connection: close\r\n" in received
 
 
+def test_a_request_that_is_not_ordinary_is_the_last_when_the_service_ends(tiny_bundle) -> None:
+    """Its body comes after the end has begun; only then it is clear that the framework has to answer."""
+
+    async def run():
+        async with running(settings_for(tiny_bundle)) as client:
+            wire = Wire(client.app)
+            whole = post("/v1/classify", b'{"inputs": "a", "truncate": "tail"}', JSON)
+            wire.protocol.data_received(whole[:-5])
+            wire.protocol.shutdown()
+            assert not wire.closed
+            wire.protocol.data_received(whole[-5:])
+            answer = await wire.answer()
+            await until(lambda: wire.closed, 2)
+            return answer
+
+    status, headers, _ = asyncio.run(run())
+    assert (status, headers["connection"]) == (200, "close")
+
+
 def test_who_waits_longer_than_the_end_takes_gets_503(tiny_bundle, monkeypatch) -> None:
     async def run():
         app = create_app(settings_for(tiny_bundle, shutdown_timeout_s=600))  # of the engine; uvicorn's is one second
