@@ -4,6 +4,7 @@ Exception
 ├── StartupError                 the service cannot start; the process logs one line and exits with 1
 └── ServiceError                 answered as {"error": {"code", "message", "field"?}}
     ├── InvalidInputError        422  which field, what was found, what was expected
+    │   └── NoInputsError        422  a request without a single input
     ├── UnknownModelError        404  no such model or version
     ├── UnknownPathError         404  no such path
     ├── MethodError              405  the path exists, the method does not
@@ -64,6 +65,13 @@ class InvalidInputError(ServiceError):
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}", field=field)
+
+
+class NoInputsError(InvalidInputError):
+    """The list of inputs is empty."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "found none, expected at least one text")
 
 
 class UnknownModelError(ServiceError):

@@ -17,13 +17,13 @@ STOP_S = 30
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def serving(*bundles: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start the service on a free port and give its process and port once it is ready; it is gone at the end.
 
     `settings` go to it as LIMBECK_…, beside those of this process. Exits when it does not become ready.
     """
     port = free_port()
-    command = [sys.executable, str(ROOT / "limbeck.py"), "serve", str(bundle), "--port", str(port)]
+    command = [sys.executable, str(ROOT / "limbeck.py"), "serve", *map(str, bundles), "--port", str(port)]
     variables = {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
     with running(command, f"http://127.0.0.1:{port}/health/ready", variables) as process:
         yield process, port

@@ -68,11 +68,10 @@ class Heads:
         if not parts.complete or parser.get_http_version() != "1.1" or parser.get_method() != b"POST":
             return None
         target, options = _target(parts.url), self._options(parts.headers)
-        return (
-            None
-            if target is None or options is None
-            else Head(target, options[0], parser.should_keep_alive(), *options[1:])
-        )
+        if target is None or options is None:
+            return None
+        length, timeout_ms, priority = options
+        return Head(target, length, parser.should_keep_alive(), timeout_ms, priority)
 
     def _options(self, headers: Headers) -> tuple[int, int | None, Priority | None] | None:
         """Return length, timeout and priority."""

@@ -1,16 +1,16 @@
 """The dialect of `huggingface_hub.InferenceClient`; its routes are `service.api.tei`'s."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel, Field
 
 from bundle.manifest import Activation
 from service.api.classify import Classifier, Question, scored
-from service.api.schemas import LabelScore
+from service.api.routes import ranked_labels
+from service.api.schemas import FunctionName, LabelScore
 from service.api.tag import StrategyName, entities_of
-from service.engine.postprocess import rank
 from service.engine.tagging import Entity, Strategy
 from service.engine.tokenization import HEAD, Keep, Reading
 from service.errors import InvalidInputError
@@ -20,7 +20,7 @@ from service.registry import Model
 class Parameters(BaseModel):
     """How the client wants its answer; unknown keys are ignored."""
 
-    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
+    function_to_apply: FunctionName | None = Field(
         default=None, description="text classification: what makes scores of logits; the model's own by default"
     )
     top_k: int | None = Field(default=None, ge=1, description="text classification: only so many of the highest labels")
@@ -65,15 +65,9 @@ async def answer(
     if model.tags:
         return await _tagged(model, texts, isinstance(inputs, str), parameters, classifier, request)
     function = None if parameters.function_to_apply is None else Activation(parameters.function_to_apply)
-    question = Question(texts, request.state.arrived_s, top_k=parameters.top_k, function=function)
+    question = Question(texts, request.state.arrived_s, function=function)
     results = await classifier.ask(question, model, request.receive)
-    return [
-        [
-            LabelScore(label=label, score=score)
-            for label, score in rank(one.scores, model.manifest.labels, parameters.top_k)
-        ]
-        for one in scored(question, model, results)
-    ]
+    return [ranked_labels(one.scores, model, parameters.top_k) for one in scored(question, model, results)]
 
 
 async def _tagged(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bundle import Manifest
 from service.engine.tokenization import Reading, TextInput, unreadable
-from service.errors import InvalidInputError
+from service.errors import InvalidInputError, NoInputsError
 from service.registry import Model
 
 
@@ -15,7 +15,7 @@ def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: in
     has no lone surrogates, which JSON can escape but no tokenizer reads; a request has 1 to `max_inputs` inputs.
     """
     if not inputs:
-        raise InvalidInputError(name, "found none, expected at least one text")
+        raise NoInputsError(name)
     if len(inputs) > max_inputs:
         raise InvalidInputError(name, f"found {len(inputs)}, expected at most {max_inputs}; send several requests")
     for number, given in enumerate(inputs):

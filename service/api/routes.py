@@ -1,4 +1,4 @@
-"""What the routes of several dialects share: headers that are read, errors that are documented, how texts are read."""
+"""What the routes of several dialects share: headers, documented errors, how texts are read, ranked labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
 from service.api.names import PRIORITY_HEADER, TIMEOUT_HEADER
-from service.api.schemas import ErrorBody, Options, PriorityName, TimeoutMs
+from service.api.schemas import ErrorBody, LabelScore, Options, PriorityName, TimeoutMs
+from service.engine.postprocess import FloatArray, rank
 from service.engine.tokenization import HEAD, Keep, Reading
 from service.errors import (
     BodyTooLargeError,
@@ -93,3 +94,8 @@ def reading_of(options: Options, model: Model) -> Reading:
         stride = model.manifest.max_length // 4 if options.stride is None else options.stride
         return Reading(Keep.WINDOWS, stride)
     return {"head": HEAD, "tail": Reading(Keep.TAIL), False: Reading(Keep.WHOLE)}[options.truncate]
+
+
+def ranked_labels(scores: FloatArray, model: Model, top_k: int | None = None) -> list[LabelScore]:
+    """Return one text's labels, highest score first."""
+    return [LabelScore(label=label, score=score) for label, score in rank(scores, model.manifest.labels, top_k)]

@@ -11,6 +11,7 @@ from service.settings import MAX_TIMEOUT_MS
 
 TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
 PriorityName = Literal["interactive", "bulk"]
+FunctionName = Literal["softmax", "sigmoid", "none"]
 
 
 class _Request(BaseModel):
@@ -90,7 +91,7 @@ class ClassifyRequest(Options):
         description="texts or, for models of text pairs, objects; a single string counts as a list of one"
     )
     top_k: int | None = Field(default=None, ge=1, description="only so many of the highest labels; all by default")
-    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
+    function_to_apply: FunctionName | None = Field(
         default=None,
         description="what turns the model's logits into scores; the model's own function by default. `none` gives "
         "the logits, without the bundle's calibration",

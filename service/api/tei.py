@@ -14,12 +14,18 @@ from service.api import huggingface
 from service.api.classify import Classifier, Question, scored
 from service.api.failures import Dialect
 from service.api.huggingface import Parameters, TokenEntity
-from service.api.routes import ASK_EXAMPLES, documented, require_json
+from service.api.routes import ASK_EXAMPLES, documented, ranked_labels, require_json
 from service.api.schemas import LabelScore
 from service.api.tei_info import Info, info_of, measured
-from service.engine.postprocess import rank
 from service.engine.tokenization import HEAD, Keep, Reading, TextInput
-from service.errors import InferenceError, InvalidInputError, QueueFullError, ServiceError, UnavailableError
+from service.errors import (
+    InferenceError,
+    InvalidInputError,
+    NoInputsError,
+    QueueFullError,
+    ServiceError,
+    UnavailableError,
+)
 from service.registry import Model, Registry
 from service.settings import Settings
 
@@ -64,6 +70,7 @@ class TeiError(BaseModel):
 def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error in TEI's words."""
     kinds: list[tuple[type[ServiceError], int, str]] = [
+        (NoInputsError, 400, "Empty"),
         (InvalidInputError, 422, "Validation"),
         (QueueFullError, 429, "Overloaded"),
         (UnavailableError, 503, "Unhealthy"),
@@ -71,8 +78,6 @@ def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
     ]
     for kind, status, name in kinds:
         if isinstance(error, kind):
-            if isinstance(error, InvalidInputError) and error.field == "inputs" and "found none" in error.message:
-                return 400, {"error": error.message, "error_type": "Empty"}
             return status, {"error": error.message, "error_type": name}
     return error.status, {"error": error.message, "error_type": error.code}
 
@@ -80,7 +85,7 @@ def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
 DIALECT = Dialect(lambda path: path in (*_ASK_PATHS, *_OTHER_PATHS) or path.startswith("/models/"), explain)
 
 _ERRORS = documented(
-    InvalidInputError("inputs", "found none, expected at least one text"),
+    NoInputsError("inputs"),
     *ASK_EXAMPLES,
     explain=explain,
     model=TeiError,
@@ -103,10 +108,7 @@ def router(registry: Registry, classifier: Classifier, settings: Settings) -> AP
             function=Activation.NONE if body.raw_scores else None,
         )
         results = await classifier.ask(question, model, request.receive)
-        ranked = [
-            [LabelScore(label=label, score=score) for label, score in rank(one.scores, model.manifest.labels)]
-            for one in scored(question, model, results)
-        ]
+        ranked = [ranked_labels(one.scores, model) for one in scored(question, model, results)]
         response.headers.update(measured(model, inputs, results, request.state.arrived_s))
         return ranked[0] if alone else ranked
 
@@ -139,7 +141,7 @@ def router(registry: Registry, classifier: Classifier, settings: Settings) -> AP
                 return Response('{"error":"unhealthy","error_type":"Unhealthy"}', 503, media_type="application/json")
             return Response()
 
-    @routes.get("/info", summary="What is served", responses={**_ERRORS})
+    @routes.get("/info", summary="What is served", responses=_ERRORS)
     async def info() -> Info:
         return info_of(registry.get(), settings)
 

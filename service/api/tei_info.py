@@ -37,13 +37,15 @@ class Info(BaseModel):
 def info_of(model: Model, settings: Settings) -> Info:
     """Return what is served."""
     manifest = model.manifest
-    labels = {str(number): label for number, label in enumerate(manifest.labels)}
     return Info(
         model_id=manifest.name,
         model_sha=manifest.files[model.variant.file].sha256,
         model_dtype=model.variant.dtype,
         model_type={
-            "classifier": {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()}}
+            "classifier": {
+                "id2label": {str(number): label for number, label in enumerate(manifest.labels)},
+                "label2id": {label: number for number, label in enumerate(manifest.labels)},
+            }
         },
         max_concurrent_requests=settings.queue_capacity,
         max_input_length=manifest.max_length,

@@ -23,6 +23,7 @@ from service.errors import (
     DrainingError,
     InferenceError,
     InvalidInputError,
+    NoInputsError,
     NotReadyError,
     QueueFullError,
     ServiceError,
@@ -125,7 +126,7 @@ class Batcher:
             raise self._not_healthy()
         count = len(inputs)
         if not count:
-            raise InvalidInputError("inputs", "found none, expected at least one text")
+            raise NoInputsError("inputs")
         wait_s = None if deadline_s is None else deadline_s - time.monotonic()
         if wait_s is not None and wait_s <= 0:
             self._metrics.expired.inc(count)

@@ -114,7 +114,7 @@ class Tokenizer:
             found = self._call(self._tokenizer, inputs)
         else:
             with self._cutting:
-                other = self._other = self._other or FastTokenizer.from_str(self._tokenizer.to_str())
+                other = self._for_other_ways()
                 other.enable_truncation(
                     self.max_length,
                     stride=min(reading.stride, self.most_stride),
@@ -133,9 +133,15 @@ class Tokenizer:
         """Return how many tokens an input has, however long it is."""
         first, second = (given, None) if isinstance(given, str) else given
         with self._cutting:
-            other = self._other = self._other or FastTokenizer.from_str(self._tokenizer.to_str())
+            other = self._for_other_ways()
             other.no_truncation()
             return len(other.encode(first, second).ids)
+
+    def _for_other_ways(self) -> FastTokenizer:
+        """Return the second tokenizer; only while `_cutting` is held."""
+        if self._other is None:
+            self._other = FastTokenizer.from_str(self._tokenizer.to_str())
+        return self._other
 
     def _call(self, tokenizer: FastTokenizer, inputs: Sequence[TextInput]) -> list[Any]:
         # fast: without offsets

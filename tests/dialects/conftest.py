@@ -1,11 +1,5 @@
 """A running service with a small model of each task, and the models that they were made of."""
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +11,7 @@ import transformers
 from rich.console import Console
 from tokenizers import decoders
 
+from benchmarks.serving.service_process import serving
 from bundle import Task
 from compress.pack import pack
 from compress.tasks import SPECS
@@ -65,7 +60,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     for task, path in models.items():
         pack(str(path), None, folder / task.value, Console(quiet=True), overrides=QUICK, force=True)
         bundles.append(next((folder / task.value).rglob("manifest.json")).parent)
-    with serving(bundles, variant="fp32", default_model="single-label", sessions=1) as port:
+    settings = {"variant": "fp32", "default_model": "single-label", "sessions": 1, "workers": 1, "log_level": "error"}
+    with serving(*bundles, **settings) as (_, port):
         yield Served(f"http://127.0.0.1:{port}", port, models)
 
 
@@ -109,30 +105,3 @@ def save_model(folder: Path, task: Task) -> Path:
         model_max_length=LENGTH,
     ).save_pretrained(folder)
     return folder
-
-
-@contextlib.contextmanager
-def serving(bundles: list[Path], **settings: object) -> Iterator[int]:
-    """Run the service in a process of its own; give its port once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    settings = {"bundles": ",".join(map(str, bundles)), "port": port, "workers": 1, "log_level": "error"} | settings
-    environment = os.environ | {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
-    with subprocess.Popen([sys.executable, "-m", "service"], env=environment) as process:
-        try:
-            deadline = time.monotonic() + 100
-            while not ready(port):
-                assert process.poll() is None
-                assert time.monotonic() < deadline, "the service did not become ready"
-                time.sleep(0.05)
-            yield port
-        finally:
-            process.terminate()
-
-
-def ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 import transformers
 
-from service.engine.queue import BatchQueue, Entry, Refusal
+from service.engine.queue import Entry, Refusal
 from service.engine.tokenization import HEAD, Keep, Reading, Tokenizer
 from service.errors import InvalidInputError
 from tests.service.fakes import make, scenario
+from tests.service.test_queue import queue
 from tests.support.bundles import WORDS, tiny_tokenizer
 
 LENGTH = 8
@@ -60,19 +61,8 @@ def test_a_stride_beyond_the_text_is_taken_for_the_most(tokenizer) -> None:
     assert found == most
 
 
-def queue(entries: int) -> BatchQueue[Entry]:
-    return BatchQueue(
-        capacity_entries=entries,
-        capacity_tokens=1000,
-        max_batch_size=4,
-        max_batch_tokens=100,
-        max_padding_tokens=100,
-        bulk_aging_s=1.0,
-    )
-
-
 def test_a_request_may_turn_out_to_be_more_entries_than_were_reserved() -> None:
-    target = queue(4)
+    target = queue(capacity_entries=4)
     assert target.reserve(1) is target.reserve(1) is None
     assert target.admit([Entry(1) for _ in range(3)], 0.0, 1) is None
     assert (target.waiting_entries, target.reserved_entries) == (3, 1)
