@@ -79,7 +79,7 @@ bench-soak: $(INSTALLED) ## a million requests of random length; memory must sta
 	$(BIN)/python -m benchmarks.serving.soak $(BUNDLE) $(if $(REQUESTS),--requests $(REQUESTS))
 
 bench-overhead: $(INSTALLED) ## what the server costs beyond tokenizer and model, on BUNDLE (needs wrk and an idle machine)
-	$(BIN)/python -m benchmarks.serving.overhead $(BUNDLE) --workers 1 2
+	$(BIN)/python -m benchmarks.serving.overhead $(BUNDLE) --workers 1 2 --guarded
 
 clean: ## remove what was built (.venv, runs, caches); the source stays
 	rm -rf $(VENV) .tmp runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -230,6 +230,26 @@ def verify(bundle: BundleArgument) -> None:
             )
 
 
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="ID", help="What logs and metrics call the key, e.g. search-team.")],
+) -> None:
+    """Make an API key: the key itself, to be given away, and its entry for the file of LIMBECK_KEYS_FILE.
+
+    The file holds only a hash; the key is shown once.
+
+    Example: `limbeck key search-team >> keys.toml` adds the entry and shows the key.
+    """
+    from service.keys import make_key
+
+    try:
+        secret, entry = make_key(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"the key, which is not shown again: {secret}", err=True)
+    typer.echo(entry)
+
+
 def _print_next(bundle: "Bundle", console: Console) -> None:
     from bundle import Task
 

@@ -89,6 +89,7 @@ async def measure(clients: int, requests: int) -> tuple[float, float, float, flo
         sessions=2,
         hung_session_s=600,
         metrics=Metrics().engine("m", "1"),
+        observe=lambda _outputs, _encodings: None,
     )
 
     async def client(number: int, count: int) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 
-from service.api import guardrails, native, openinference, operations, tag, tei, vllm
+from service.api import admin, guardrails, native, openinference, operations, tag, tei, vllm
 from service.api.classify import Classifier
 from service.api.failures import Failures
 from service.api.fast_path import FastPath
@@ -16,10 +18,16 @@ from service.board import Seat, State
 from service.engine.session_options import CPU
 from service.errors import StartupError
 from service.folders import find_bundles
+from service.journal import Journal, JournalMiddleware
+from service.keys import Keyring
+from service.lifecycle import Lifecycle, bundle_name
 from service.limits import BodyLimitMiddleware
-from service.metrics import Metrics, RequestMetricsMiddleware
-from service.registry import Model, Registry, load_model
+from service.metrics import Metrics
+from service.model import Model, load_model
+from service.registry import Registry
+from service.request_log import RequestLog
 from service.settings import AUTO, Settings
+from service.tei_metrics import registry_with_aliases
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +47,28 @@ def create_app(
     seat = seat or Seat()
     metrics = Metrics(seat.board, seat.slot)
     registry = Registry(settings.default_model)
+    keyring = None if settings.keys_file is None else Keyring(settings.keys_file, seat.board.workers)
+    lifecycle = Lifecycle(
+        registry,
+        settings,
+        metrics,
+        seat,
+        check=lambda model: _check_device(model, settings.workers),
+        often=lambda: _read_again(keyring),
+    )
+    tasks: set[asyncio.Task[None]] = set()
 
     def publish(models: list[Model]) -> None:
         if registry.draining:
             return
         try:
-            registry.publish(models)
+            registry.publish(models, some=bool(lifecycle.unloaded))
         except StartupError as error:
             fail(error)
             return
         for model in models:
             model.start(settings, metrics)
+        tasks.add(asyncio.create_task(lifecycle.run()))
         metrics.refresh()  # other workers may be asked for them in the next moment
         seat.report(State.READY)
         log.info("ready: %s", ", ".join(registry.names()))
@@ -63,15 +82,17 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ending = threading.Event()
         metrics.workers.set_function(lambda: float(registry.ready))
-        _load_in_background(settings, publish, fail, ending)
-        telling = asyncio.create_task(_tell_others(metrics)) if seat.board.workers > 1 else None
+        _load_in_background(settings, lifecycle.unloaded, publish, fail, ending)
+        if seat.board.workers > 1:
+            tasks.add(asyncio.create_task(_tell_others(metrics)))
         try:
             yield
         finally:
-            if telling is not None:
-                telling.cancel()
+            for task in tasks:
+                task.cancel()
             ending.set()
-            await registry.close(settings.shutdown_timeout_s)
+            await asyncio.gather(registry.close(settings.shutdown_timeout_s), lifecycle.close())
+            journal.finish()
 
     app = FastAPI(
         title="Limbeck",
@@ -80,25 +101,52 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.registry = registry
+    app.state.registry, app.state.lifecycle = registry, lifecycle
     classifier = Classifier(settings)
     failures = Failures(
         metrics, [tei.DIALECT, openinference.DIALECT, vllm.DIALECT, guardrails.V1, guardrails.DETECTORS]
     )
-    app.include_router(native.router(registry, classifier))
-    app.include_router(tag.router(registry, classifier))
-    app.include_router(tei.router(registry, classifier, settings))
-    app.include_router(openinference.router(registry, classifier, settings, metrics))
-    app.include_router(vllm.router(registry, classifier))
-    app.include_router(guardrails.router(registry, classifier))
-    app.include_router(operations.router(registry, metrics, seat.board))
+    shown = registry_with_aliases(metrics) if settings.tei_metrics else metrics.registry
+    routers = {
+        "native": [native.router(registry, classifier), tag.router(registry, classifier)],
+        "tei": [tei.router(registry, classifier, settings)],
+        "v2": [openinference.router(registry, classifier, settings, metrics, lifecycle)],
+        "vllm": [vllm.router(registry, classifier)],
+        "guardrails": [guardrails.router(registry, classifier)],
+        "operations": [operations.router(registry, shown, seat.board)],
+    }
+    if settings.admin:
+        routers["operations"].append(admin.router(registry, lifecycle))
+    dialects = _include(app, routers, secured=keyring is not None)
+    journal = Journal(metrics, dialects, keyring, RequestLog() if settings.request_log else None)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     failures.install(app)
-    app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # outermost: it sees every status
+    app.add_middleware(JournalMiddleware, journal=journal, failures=failures)  # outermost: it sees every status
     app.state.fast_path = FastPath(  # for `service.protocol`
-        registry, classifier, failures, metrics, settings.max_body_bytes
+        registry, classifier, failures, journal, settings.max_body_bytes
     )
     return app
+
+
+def _include(app: FastAPI, routers: Mapping[str, Sequence[APIRouter]], *, secured: bool) -> dict[str, str]:
+    """Give `app` the routes; return each one's dialect by the template of its path."""
+    documented = [Security(HTTPBearer(auto_error=False))] if secured else []  # `service.journal` is who checks
+    dialects: dict[str, str] = {}
+    for dialect, several in routers.items():
+        for router in several:
+            app.include_router(router, dependencies=documented)
+            dialects |= {route.path: dialect for route in router.routes if isinstance(route, APIRoute)}
+    return dialects
+
+
+def _read_again(keyring: Keyring | None) -> None:
+    """Read the keys again; those that were read before go on when the file is wrong."""
+    if keyring is None:
+        return
+    try:
+        keyring.reload()
+    except StartupError as error:
+        log.error("%s; the keys read before stay in force", error)
 
 
 async def _tell_others(metrics: Metrics) -> None:
@@ -110,11 +158,12 @@ async def _tell_others(metrics: Metrics) -> None:
 
 def _load_in_background(
     settings: Settings,
+    unloaded: frozenset[str],
     publish: Callable[[list[Model]], None],
     fail: Callable[[StartupError], None],
     ending: threading.Event,
 ) -> None:
-    """Load all bundles in a thread and hand the models, or the first error, to the running event loop.
+    """Load all bundles but the `unloaded` in a thread and hand the models, or the first error, to the event loop.
 
     Once `ending` is set no further bundle is begun. The thread is no daemon: the interpreter waits for the bundle that
     is being loaded, because a thread that it leaves inside ONNX Runtime aborts the process.
@@ -127,6 +176,8 @@ def _load_in_background(
             for folder in find_bundles(settings):
                 if ending.is_set():
                     return
+                if bundle_name(folder) in unloaded:
+                    continue
                 models.append(load_model(folder, settings))
                 _check_device(models[-1], settings.workers)
         except StartupError as error:

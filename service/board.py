@@ -9,6 +9,7 @@ import json
 import mmap
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import TypeAlias
 
 _STATES_BYTES = 4096
@@ -101,6 +102,8 @@ class Seat:
 
     board: Board = field(default_factory=Board)
     slot: int = 0
+    folder: Path | None = None
+    """Where workers leave each other word; None where there is none."""
 
     def report(self, state: State) -> None:
         """Say what this worker is doing."""

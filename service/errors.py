@@ -5,10 +5,13 @@ Exception
 └── ServiceError                 answered as {"error": {"code", "message", "field"?}}
     ├── InvalidInputError        422  which field, what was found, what was expected
     │   └── NoInputsError        422  a request without a single input
+    ├── UnauthorizedError        401  no key, or none that is known
+    ├── ForbiddenError           403  the key does not allow that
     ├── UnknownModelError        404  no such model or version
     ├── UnknownPathError         404  no such path
     ├── MethodError              405  the path exists, the method does not
     ├── BodyTooLargeError        413  more bytes than max_body_bytes
+    ├── LoadError                409  a bundle cannot be taken into service; what was served goes on
     ├── ContentTypeError         415  the body is not declared as JSON
     ├── ClientGoneError          499  nobody is left to answer; seen in metrics only
     ├── DeadlineError            504  the request's deadline passed before it was run
@@ -16,6 +19,7 @@ Exception
     ├── UnexpectedError          500  a fault of the service itself; the log has the traceback
     └── UnavailableError         come back later: Retry-After is always set
         ├── QueueFullError       429  a bound of the queue is reached
+        ├── RateLimitedError     429  the key's quota is used up
         ├── NotReadyError        503  models are loading, or a model's worker died
         └── DrainingError        503  the service is shutting down
 
@@ -74,6 +78,24 @@ class NoInputsError(InvalidInputError):
         super().__init__(field, "found none, expected at least one text")
 
 
+class UnauthorizedError(ServiceError):
+    """The request has no API key, or none that is known."""
+
+    status = 401
+    code = "unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with the status."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(ServiceError):
+    """The key does not allow what was asked for."""
+
+    status = 403
+    code = "forbidden"
+
+
 class UnknownModelError(ServiceError):
     """No model, or no version of it, has that name."""
 
@@ -100,6 +122,13 @@ class BodyTooLargeError(ServiceError):
 
     status = 413
     code = "body_too_large"
+
+
+class LoadError(ServiceError):
+    """A bundle cannot be taken into service; what was served goes on."""
+
+    status = 409
+    code = "load_failed"
 
 
 class ContentTypeError(ServiceError):
@@ -153,6 +182,13 @@ class QueueFullError(UnavailableError):
 
     status = 429
     code = "queue_full"
+
+
+class RateLimitedError(UnavailableError):
+    """The key's quota is used up."""
+
+    status = 429
+    code = "rate_limited"
 
 
 class NotReadyError(UnavailableError):

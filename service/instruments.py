@@ -5,6 +5,7 @@ which has no gauges that read a function either. It still writes the text format
 only, the event loop's.
 """
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,12 @@ class Gauge:
     def set_function(self, read: Callable[[], float]) -> None:
         """Take the value from `read` whenever the gauges are refreshed."""
         self._read = read
+
+    def forget(self, read: Callable[[], float]) -> None:
+        """Show no value any more, unless another function than `read` has taken over."""
+        if self._read == read:
+            self._read = None
+            self.set(math.nan)
 
     def refresh(self) -> None:
         """Take the value from the function, if there is one."""
@@ -128,7 +135,8 @@ class GaugeFamily(Family[Gauge]):
         """Return the metric."""
         metric = Metric(self.name, self.text, "gauge")
         for values, several in rows.items():
-            metric.add_sample(self.name, self._named(values), self._merge(numbers[0] for numbers in several))
+            if known := [numbers[0] for numbers in several if not math.isnan(numbers[0])]:
+                metric.add_sample(self.name, self._named(values), self._merge(iter(known)))
         return metric
 
     def _make(self, begin: int) -> Gauge:

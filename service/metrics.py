@@ -1,21 +1,18 @@
-"""The service's Prometheus metrics: their names, units and buckets, and the middleware that counts requests."""
+"""The service's Prometheus metrics: their names, units and buckets."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.board import Board
 from service.instruments import Counter, Gauge, Histogram, Instruments
+from service.visits import Visit
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
-
-UNMATCHED = "unmatched"
-"""The route of requests to paths that do not exist: what clients invent must not become a label value."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,18 @@ class EngineMetrics:
     inputs: Counter
     inputs_truncated: Counter
     queue_entries: Gauge
+    queue_oldest_s: Gauge
+    queue_capacity: Gauge
     cancelled: Counter
     expired: Counter
     failed_batches: Counter
     hung_sessions: Counter
 
-    def watch_queue(self, entries: Callable[[], int]) -> None:
-        """Read the gauge from `entries` whenever it is scraped."""
+    def watch_queue(self, entries: Callable[[], int], oldest_s: Callable[[], float], capacity: int) -> None:
+        """Read the gauges from `entries` and `oldest_s` whenever they are scraped."""
         self.queue_entries.set_function(entries)
+        self.queue_oldest_s.set_function(oldest_s)
+        self.queue_capacity.set(capacity)
 
 
 class Metrics:
@@ -53,7 +54,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(instruments)
         model = ("model", "version")
-        self.requests = self._counter("limbeck_requests_total", "Answered requests", "model", "route", "status")
+        self.requests = self._counter(
+            "limbeck_requests_total", "Answered requests", *model, "dialect", "route", "status"
+        )
+        self._key_requests = self._counter(
+            "limbeck_key_requests_total", "Answered requests of each API key, by its id", "key", "status"
+        )
+        self._key_tokens = self._counter("limbeck_key_tokens_total", "Tokens read for each API key", "key")
         self.request_duration_s = self._histogram(
             "limbeck_request_duration_seconds",
             "From the request's head to the last byte of its answer",
@@ -65,6 +72,9 @@ class Metrics:
         )
         self.model_ready = self._gauge(
             "limbeck_model_ready", "1 while the model answers, 0 when it drains or died", *model, "variant", merge=min
+        )
+        self.load_failures = self._counter(
+            "limbeck_model_load_failures_total", "Bundles that could not be taken into service, by name", "model"
         )
         self._queue_wait = self._histogram(
             "limbeck_queue_wait_seconds", "An entry's time between admission and its batch", _SECONDS, *model
@@ -79,7 +89,31 @@ class Metrics:
         self._truncated = self._counter(
             "limbeck_inputs_truncated_total", "Admitted entries cut to the model's max_length", *model
         )
-        self._bound: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._bound: dict[tuple[str, str, str, str, int], tuple[Counter, Histogram]] = {}
+        self.tokens = self._counter("limbeck_tokens_total", "Tokens that the model read, without padding", *model)
+        self.unknown_tokens = self._counter(
+            "limbeck_unknown_tokens_total", "Tokens that stand for what the vocabulary lacks", *model
+        )
+        self.predictions = self._counter(
+            "limbeck_predictions_total", "Entries, by the label they were given", *model, "label"
+        )
+        self.confidence = self._histogram("limbeck_prediction_confidence", "Highest score of an entry", _SHARES, *model)
+        self.entropy = self._histogram(
+            "limbeck_prediction_entropy", "Entropy of an entry's scores, as a share of the highest", _SHARES, *model
+        )
+        self.reference_label_share = self._gauge(
+            "limbeck_reference_label_share",
+            "Share of a label among those that the bundle's test texts were given",
+            *model,
+            "label",
+            merge=min,
+        )
+        self._queue_oldest = self._gauge(
+            "limbeck_queue_oldest_seconds", "How long the oldest entry has waited for a batch", *model, merge=max
+        )
+        self._queue_capacity = self._gauge(
+            "limbeck_queue_capacity_entries", "Most entries that may wait for a batch", *model
+        )
         self._queue_entries = self._gauge("limbeck_queue_entries", "Entries that wait for a batch", *model)
         self._cancelled = self._counter(
             "limbeck_cancelled_entries_total", "Entries that were not run because their client was gone", *model
@@ -95,6 +129,9 @@ class Metrics:
         self._hung_sessions = self._counter(
             "limbeck_hung_sessions_total", "Sessions given up because a call took more than hung_session_s", *model
         )
+        self.log_lines_dropped = self._gauge(
+            "limbeck_log_lines_dropped", "Lines of the request log that could not be written since the start"
+        ).labels()
         self.workers = self._gauge("limbeck_workers", "Worker processes that answer").labels()
         self.worker_restarts = self._counter(
             "limbeck_worker_restarts_total", "Worker processes that ended unasked, each replaced by a new one"
@@ -111,51 +148,24 @@ class Metrics:
             inputs=self._inputs.labels(model, version),
             inputs_truncated=self._truncated.labels(model, version),
             queue_entries=self._queue_entries.labels(model, version),
+            queue_oldest_s=self._queue_oldest.labels(model, version),
+            queue_capacity=self._queue_capacity.labels(model, version),
             cancelled=self._cancelled.labels(model, version),
             expired=self._expired.labels(model, version),
             failed_batches=self._failed_batches.labels(model, version),
             hung_sessions=self._hung_sessions.labels(model, version),
         )
 
-    def answered(self, model: str, route: str, status: int, took_s: float) -> None:
-        """Count one request. `model` is empty when none was found, `route` is the template of its path."""
-        bound = self._bound.get((model, route, status))
+    def answered(self, visit: Visit, status: int, took_s: float) -> None:
+        """Count one request."""
+        labels = (visit.model, visit.version, visit.dialect, visit.route, status)
+        bound = self._bound.get(labels)
         if bound is None:
-            bound = self.requests.labels(model, route, str(status)), self.request_duration_s.labels(route)
-            self._bound[model, route, status] = bound
+            bound = self.requests.labels(*labels[:4], str(status)), self.request_duration_s.labels(visit.route)
+            self._bound[labels] = bound
         requests, duration_s = bound
         requests.inc()
         duration_s.observe(took_s)
-
-
-class RequestMetricsMiddleware:
-    """Counts and times each HTTP request by the template of its route.
-
-    The model is what the route put into `request.state.model` after it had found one; empty otherwise. Routes find in
-    `request.state.arrived_s` when the request came.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `send` that sees the status."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 499  # stays when nobody was left to answer
-        state = scope.setdefault("state", {})
-        state["arrived_s"] = time.monotonic()
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched_send)
-        finally:
-            route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._metrics.answered(state.get("model", ""), route, status, time.monotonic() - state["arrived_s"])
+        if visit.caller is not None:
+            self._key_requests.labels(visit.caller.id, str(status)).inc()
+            self._key_tokens.labels(visit.caller.id).inc(visit.tokens)

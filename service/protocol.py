@@ -56,7 +56,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._arrived_s = time.monotonic()
         self._head, self._keep = found, found.keep_alive and not self._leaving
-        self._refusal = self._path.refusal(self._head)
+        self._refusal = self._path.refusal(self._head, self._arrived_s)
         self._received = data
         self._missing = self._head.length - (len(data) - end - len(_END_OF_HEAD))
         if not self._missing:

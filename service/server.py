@@ -5,10 +5,13 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
+import tempfile
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -18,6 +21,7 @@ from bundle.reader import missing_bundle
 from service.board import Seat, State
 from service.errors import StartupError
 from service.folders import find_bundles
+from service.keys import Keyring
 from service.settings import Settings
 from service.supervisor import CANNOT_START, Supervisor
 from service.workers import count_workers, has_gpu, share
@@ -35,12 +39,15 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, answer what was accepted, and return the process's exit status.
 
     On the signal readiness turns false and the port closes; requests that were accepted have `shutdown_timeout_s`
-    seconds to finish, the rest get 503; the status is 0. A second signal ends at once. When a bundle cannot be loaded
+    seconds to finish, the rest get 503; the status is 0. A second signal ends at once. SIGHUP reads bundles and keys
+    again. When a bundle cannot be loaded
     or the port cannot be had, the log has one line about it and the status is 1.
     """
     logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
     try:
         workers = count_workers(settings)
+        if settings.keys_file is not None:
+            Keyring(settings.keys_file, workers)
         if workers == 1:
             _check_bundles(settings)
         listener = _listen(settings.host, settings.port)
@@ -48,12 +55,21 @@ def serve(settings: Settings) -> int:
         log.error("%s", error)
         return CANNOT_START
     mine = share(settings, workers)
-    if workers == 1:
-        return _run(mine, Seat(), listener, None)
-    if find_spec("onnxruntime") is None:  # said once, here, and not by each worker that cannot import it
+    if (
+        workers > 1 and find_spec("onnxruntime") is None
+    ):  # said once, here, and not by each worker that cannot import it
         raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-    work = partial(_work, mine)
-    return Supervisor(workers, listener, work, shutdown_timeout_s=settings.shutdown_timeout_s).run()
+    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
+        if workers == 1:
+            return _run(mine, Seat(folder=Path(folder)), listener, None)
+        supervisor = Supervisor(
+            workers,
+            listener,
+            partial(_work, mine),
+            folder=Path(folder),
+            shutdown_timeout_s=settings.shutdown_timeout_s,
+        )
+        return supervisor.run()
 
 
 def _work(settings: Settings, seat: Seat, channel: socket.socket) -> int:
@@ -104,6 +120,8 @@ def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     server = _Server(config) if channel is None else _Worker(config, seat, channel)
+    if channel is None and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: app.state.lifecycle.reload())
     server.run(sockets=[] if listener is None else [listener])
     return CANNOT_START if startup_errors else 0
 

@@ -121,6 +121,24 @@ class Settings(BaseSettings):
     shutdown_timeout_s: int = Field(
         default=25, ge=1, description="how long accepted requests may take after SIGTERM before they get 503"
     )
+    watch_models_s: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="how often bundles are looked at for changes, which are taken into service; 0: only when told to",
+    )
+    admin: bool = Field(
+        default=False, description="whether a key that is an administrator's may load and unload models over HTTP"
+    )
+    keys_file: Path | None = Field(
+        default=None, description="file of API keys (docs/configuration.md); without one everybody may ask"
+    )
+    request_log: bool = Field(
+        default=False, description="whether each request gets a line of JSON on standard output; never with texts"
+    )
+    tei_metrics: bool = Field(
+        default=False, description="whether `/metrics` also has the names of Text Embeddings Inference, `te_…`"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
 
     @field_validator("bundles", mode="before")
@@ -148,6 +166,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_inputs is {self.max_inputs}, more than queue_capacity ({self.queue_capacity}): "
                 "such a request could never be accepted; lower the one or raise the other"
+            )
+        if self.admin and self.keys_file is None:
+            raise ValueError(
+                f"admin is on, but there are no keys: set {ENV_PREFIX}KEYS_FILE to a file with a key that is an "
+                "administrator's, or anybody could unload the models"
             )
         if self.cuda_graphs and self.provider in ("cpu", "tensorrt"):
             raise ValueError(f"cuda_graphs is on, but provider is {self.provider}; expected cuda or auto")

@@ -15,9 +15,11 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.board import Board, Seat, State
 from service.metrics import Metrics
+from service.wishes import WishFolder
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ Work = Callable[[Seat, socket.socket], int]
 
 CANNOT_START = 1
 """Exit status of a worker that has said why nothing can be served; another would fail in the same way."""
+
+PAUSE_FOR_MENDING_S = 5.0
+"""Before a worker starts again that found bundles it cannot load, while others go on."""
 
 _MOST_DEATHS = 5  # within _RECENT_S; then something is wrong that new processes do not mend
 _RECENT_S = 60
@@ -45,8 +50,17 @@ class _Worker:
 class Supervisor:
     """`workers` processes that do `work`. `listener` is bound; nothing else may run in this process."""
 
-    def __init__(self, workers: int, listener: socket.socket, work: Work, *, shutdown_timeout_s: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        listener: socket.socket,
+        work: Work,
+        *,
+        shutdown_timeout_s: float,
+        folder: Path | None = None,
+    ) -> None:
         self._board = Board(workers)
+        self._folder = folder
         self._restarts = Metrics(self._board, workers).worker_restarts
         self._listener = listener
         self._work = work
@@ -68,7 +82,7 @@ class Supervisor:
         for end in (woken, waker):
             end.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self._listener.listen(_BACKLOG)
         self._listener.setblocking(False)
@@ -92,6 +106,8 @@ class Supervisor:
         return max(0.0, min(self._due_s.values()) - time.monotonic()) if self._due_s else None
 
     def _handle_signals(self, numbers: bytes) -> None:
+        if signal.SIGHUP in numbers and self._folder is not None:
+            WishFolder(self._folder, self._board.workers).ask()
         asked = [number for number in numbers if number in (signal.SIGTERM, signal.SIGINT)]
         if asked and self._status is not None:
             self._kill()
@@ -151,14 +167,18 @@ class Supervisor:
         status = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor too, which closes the channel
+            for number in (
+                signal.SIGINT,
+                signal.SIGHUP,
+            ):  # a terminal sends them to the supervisor, too, whose they are
+                signal.signal(number, signal.SIG_IGN)
             for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             # A copy of another worker's channel would keep that worker alive after the supervisor's death.
             for channel in (ours, self._listener, *(worker.channel for worker in self._alive.values())):
                 channel.close()
             self._selector.close()
-            status = self._work(Seat(self._board, slot), theirs)
+            status = self._work(Seat(self._board, slot, self._folder), theirs)
         except BaseException:
             log.exception("worker %d failed", slot)
         finally:
@@ -177,7 +197,9 @@ class Supervisor:
             status = os.waitstatus_to_exitcode(ended)
             if self._status is not None:
                 continue
-            if status == CANNOT_START:
+            if status == CANNOT_START and self._board.opened:
+                self._due_s[slot] = time.monotonic() + PAUSE_FOR_MENDING_S  # the others go on with what they have
+            elif status == CANNOT_START:
                 self._stop(CANNOT_START)
             else:
                 self._replace(slot, worker.process, status)

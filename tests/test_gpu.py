@@ -21,7 +21,7 @@ from service.engine.session import Session
 from service.engine.session_options import CUDA, SessionOptions
 from service.engine.shapes import build_grid
 from service.engine.tokenization import Encoding, pad
-from service.registry import load_model
+from service.model import load_model
 from service.settings import Settings
 from tests.support.models import VOCABULARY, tiny_classifier
 

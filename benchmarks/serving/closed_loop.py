@@ -45,12 +45,20 @@ def write_bodies(path: Path, batches: Sequence[Sequence[str]]) -> Path:
     return path
 
 
-def run(url: str, bodies: Path, connections: int, seconds: int, halfway: Callable[[], None]) -> Measured:
+def run(
+    url: str,
+    bodies: Path,
+    connections: int,
+    seconds: int,
+    halfway: Callable[[], None],
+    headers: Sequence[str] = (),
+) -> Measured:
     """POST the lines of `bodies` in turn over so many connections; `halfway` is called in the middle.
 
     One thread of wrk sends, since the server needs the other cores. Raises RuntimeError when wrk fails.
     """
-    command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT), url]
+    command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT)]
+    command += [part for header in headers for part in ("-H", header)] + [url]
     with subprocess.Popen([*command, "--", str(bodies)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         time.sleep(seconds / 2)
         halfway()

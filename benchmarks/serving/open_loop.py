@@ -84,7 +84,7 @@ class OpenLoop:
             limit = time.perf_counter() + self._grace_s
             while (self._busy or self._late) and time.perf_counter() < limit:
                 self._send()
-                self._receive(limit - time.perf_counter())
+                self._receive(max(0.0, limit - time.perf_counter()))
         finally:
             gc.enable()
         self._give_up(time.perf_counter())

@@ -2,11 +2,14 @@
 
     .venv/bin/python -m benchmarks.serving.overhead runs/movie-reviews/bundle
     .venv/bin/python -m benchmarks.serving.overhead runs/movie-reviews/bundle --workers 1 2    # compared, interleaved
+    .venv/bin/python -m benchmarks.serving.overhead runs/movie-reviews/bundle --guarded
 
 wrk sends single texts to Limbeck and to bare_app.py, in turn, closed loop; after that the same texts go through
 tokenizer and ONNX Runtime in this process, one thread, at batch 1 and at the mean batch size that the server just
 formed. CPU is user and system time from /proc, of all of a server's processes; it does not depend on how many cores
 wrk leaves, as requests/s do. Then requests of 32 texts against plain loops over the same batches, one a CPU.
+
+`--guarded` adds a Limbeck with API keys (with quotas) and the request log on, which is asked with a key.
 
 Overhead is Limbeck's CPU less that of tokenizer and model at the mean batch size. `x bare` is the overhead over the
 bare app's CPU. Needs wrk (apt install wrk). Quote figures from an idle machine.
@@ -23,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,7 +36,8 @@ from benchmarks.serving.report import spread
 from benchmarks.serving.service_process import free_port, running, serving
 from compress.machine import describe_machine, load_average
 from service.engine.tokenization import pad
-from service.registry import Model, load_model
+from service.keys import make_key
+from service.model import Model, load_model
 from service.settings import Settings, usable_cpus
 
 LIBRARIES = ("uvicorn", "uvloop", "httptools", "fastapi", "msgspec", "onnxruntime", "tokenizers", "numpy")
@@ -47,6 +51,7 @@ class Running:
     name: str
     pid: int
     url: str
+    headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=Path("examples/movie-reviews/data/test.jsonl"))
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="processes; several numbers are compared")
+    parser.add_argument("--guarded", action="store_true", help="also with keys and request log on")
     parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk")
     parser.add_argument("--repeats", type=int, default=5, help="of everything, interleaved")
     arguments = parser.parse_args()
@@ -83,7 +89,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         singles = closed_loop.write_bodies(Path(folder) / "singles", [[text] for text in texts])
         batches = closed_loop.write_bodies(Path(folder) / "batches", _in_batches(texts, BATCH))
-        pairs = [stack.enter_context(both(arguments.bundle, texts, workers)) for workers in arguments.workers]
+        pairs = []
+        for workers in arguments.workers:
+            bare, ours = stack.enter_context(both(arguments.bundle, texts, workers))
+            pairs.append((bare, ours))
+            if arguments.guarded:
+                again = replace(bare, name=f"{bare.name}, again")
+                pairs.append((again, stack.enter_context(guarded(arguments.bundle, workers, Path(folder)))))
         for connections in arguments.connections:
             single_texts(pairs, model, texts, singles, connections, arguments)
         for _, ours in pairs:
@@ -153,7 +165,7 @@ def batch_requests(server: Running, texts: list[str], bodies: Path, arguments: a
 def load(server: Running, bodies: Path, connections: int, seconds: int) -> Turn:
     """Let wrk send for `seconds`; every request must be answered well."""
     before_s = usage.cpu_seconds(server.pid)
-    found = closed_loop.run(server.url, bodies, connections, seconds, lambda: None)
+    found = closed_loop.run(server.url, bodies, connections, seconds, lambda: None, server.headers)
     cpu_s = usage.cpu_seconds(server.pid) - before_s
     if found.errors:
         raise SystemExit(f"{server.name} did not answer {found.errors} of {found.answers + found.errors} requests")
@@ -200,6 +212,22 @@ def both(bundle: Path, texts: list[str], workers: int) -> Iterator[tuple[Running
                 Running(f"bare ASGI app, {workers} worker(s)", uvicorn.pid, bare),
                 Running(f"Limbeck, {workers} worker(s)", limbeck.pid, ours),
             )
+
+
+@contextlib.contextmanager
+def guarded(bundle: Path, workers: int, folder: Path) -> Iterator[Running]:
+    """Run Limbeck with a key that has both quotas, larger than what can be asked, and with a line for each request."""
+    secret, entry = make_key("benchmark")
+    keys = folder / "keys.toml"
+    keys.write_text(f"{entry}requests_per_minute = 1000000000\ntokens_per_minute = 1000000000\n", encoding="utf-8")
+    settings = {"workers": workers, "log_level": "error", "keys_file": keys, "request_log": True}
+    with serving(bundle, printed=folder / f"requests-{workers}", **settings) as (limbeck, port):
+        yield Running(
+            f"Limbeck with keys and log, {workers} worker(s)",
+            limbeck.pid,
+            f"http://127.0.0.1:{port}/v1/classify",
+            (f"Authorization: Bearer {secret}",),
+        )
 
 
 def batch_sizes(server: Running) -> tuple[float, float]:

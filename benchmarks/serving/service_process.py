@@ -17,25 +17,31 @@ STOP_S = 30
 
 
 @contextlib.contextmanager
-def serving(*bundles: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def serving(
+    *bundles: Path, printed: Path | None = None, **settings: object
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start the service on a free port and give its process and port once it is ready; it is gone at the end.
 
-    `settings` go to it as LIMBECK_…, beside those of this process. Exits when it does not become ready.
+    `settings` go to it as LIMBECK_…, beside those of this process; what it prints goes to the file `printed`. Exits
+    when it does not become ready.
     """
     port = free_port()
     command = [sys.executable, str(ROOT / "limbeck.py"), "serve", *map(str, bundles), "--port", str(port)]
     variables = {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
-    with running(command, f"http://127.0.0.1:{port}/health/ready", variables) as process:
+    with running(command, f"http://127.0.0.1:{port}/health/ready", variables, printed) as process:
         yield process, port
 
 
 @contextlib.contextmanager
-def running(command: list[str], url: str, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], url: str, variables: Mapping[str, str], printed: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server and give its process once `url` answers 200; it is gone at the end.
 
     `variables` are added to the environment. Exits when it does not become ready.
     """
-    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables)
+    with contextlib.nullcontext() if printed is None else printed.open("wb") as output:
+        server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables, stdout=output)
     try:
         deadline = time.monotonic() + START_S
         while not _ready(url):

@@ -1,6 +1,7 @@
 """What every way to ask a model shares: deadline, priority, the engine, a client that leaves; and the native JSON."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,8 +18,9 @@ from service.engine.postprocess import FloatArray, activate, rank
 from service.engine.queue import Priority
 from service.engine.request import Classified
 from service.engine.tokenization import HEAD, Keep, Reading, TextInput
-from service.registry import Model
+from service.model import Model
 from service.settings import Settings
+from service.visits import VISIT, Visit
 
 
 class Aggregate(StrEnum):
@@ -110,15 +112,26 @@ class Classifier:
         Raises ClientGoneError when the client leaves meanwhile. The request's body must have been read from `receive`.
         """
         self.check(question, model, tags=tags)
-        return await self._watch.result(self.submit(question, model), receive)
+        visit = VISIT.get()
+        results = await self._watch.result(self.submit(question, model, visit), receive)
+        visit.take(results)
+        return results
 
-    def submit(self, question: Question, model: Model) -> asyncio.Future[list[Classified]]:
-        """Hand a question that was checked to the engine; raises what the batcher raises."""
+    def submit(self, question: Question, model: Model, visit: Visit) -> asyncio.Future[list[Classified]]:
+        """Hand a question that was checked to the engine.
+
+        Raises RateLimitedError when the caller's quota is used up, and what the batcher raises.
+        """
+        if visit.caller is not None:
+            visit.caller.quota.check(time.monotonic())
         timeout_ms = question.timeout_ms or self._default_timeout_ms
         deadline_s = question.arrived_s + timeout_ms / 1000 if timeout_ms else None
-        return model.batcher.submit(
+        future = model.batcher.submit(
             question.inputs, priority=question.priority, deadline_s=deadline_s, reading=question.reading
         )
+        if visit.caller is not None:
+            visit.caller.quota.take_request()
+        return future
 
     def encode(self, question: Question, model: Model, results: Sequence[Classified]) -> bytes:
         """Return the JSON of a ClassifyResponse."""

@@ -15,14 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import (
     BodyTooLargeError,
     DrainingError,
+    ForbiddenError,
     InvalidInputError,
     MethodError,
     ServiceError,
+    UnauthorizedError,
     UnavailableError,
     UnexpectedError,
     UnknownPathError,
 )
 from service.metrics import Metrics
+from service.visits import VISIT
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class Failures:
 
     def respond(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
         """Return the response to an error, with `headers` (such as Allow) added to its own."""
+        if (visit := VISIT.get(None)) is not None:
+            visit.error = error.code
         status, body = error.status, error.body()
         for dialect in self._dialects:
             if dialect.owns(path):
@@ -82,9 +87,13 @@ class Failures:
         headers = {**(headers or {}), **error.headers()}
         return Response(json.dumps(_encodable(body)), status, headers, "application/json")
 
-    def _counted(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
-        if isinstance(error, UnavailableError | BodyTooLargeError):
+    def count(self, error: ServiceError) -> None:
+        """Count an error that turns a request away before a model has anything to do with it."""
+        if isinstance(error, UnavailableError | BodyTooLargeError | UnauthorizedError | ForbiddenError):
             self._metrics.rejected.labels(error.code).inc()
+
+    def _counted(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
+        self.count(error)
         return self.respond(error, path, headers)
 
 

@@ -6,7 +6,6 @@ bad input exists once, there, and this file and `heads` only have to be right ab
 """
 
 import asyncio
-import time
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -18,9 +17,13 @@ from service.api.heads import Head, Headers, Heads
 from service.engine.queue import Priority
 from service.engine.request import Classified
 from service.errors import ClientGoneError, ServiceError
-from service.metrics import Metrics
-from service.registry import Model, Registry
+from service.journal import Journal
+from service.model import Model
+from service.registry import Registry
 from service.settings import MAX_TIMEOUT_MS
+from service.visits import VISIT, Visit
+
+_ASKS_A_MODEL = ""  # the path, as far as keys have to do with it
 
 
 class _TextPair(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,38 +54,39 @@ class Work(NamedTuple):
     future: asyncio.Future[list[Classified]]
     question: Question
     model: Model
-    route: str
+    visit: Visit
 
 
 class FastPath:
     """One for each app. What it does not want to answer it says None to, and the app answers."""
 
     def __init__(
-        self, registry: Registry, classifier: Classifier, failures: Failures, metrics: Metrics, max_body_bytes: int
+        self, registry: Registry, classifier: Classifier, failures: Failures, journal: Journal, max_body_bytes: int
     ) -> None:
         self._failures = failures
         self._registry = registry
         self._classifier = classifier
-        self._metrics = metrics
+        self._journal = journal
         self._refusals: dict[int | None, Answer] = {}  # by Retry-After, all else in them is the same
         self.read_head = Heads(max_body_bytes).read
         self._decode = msgspec.json.Decoder(_Request).decode
 
-    def refusal(self, head: Head) -> Answer | None:
+    def refusal(self, head: Head, arrived_s: float) -> Answer | None:
         """Return the answer to a request that the queue has no room for, known before its body is."""
         try:
-            model = self._registry.get(head.target.model, head.target.version)
+            model = self._registry.find(head.target.model, head.target.version)
             if not model.batcher.full:
                 return None
+            visit = self._open(head, model, arrived_s)
         except ServiceError:
             return None  # the app says what is wrong
         error = model.batcher.refusal()
         answer = self._refusals.get(error.retry_after_s)
         if answer is None:  # at most 60 of them
             answer = self._refusals[error.retry_after_s] = _as_answer(self._failures.respond(error, head.target.route))
-        self._metrics.rejected.labels(error.code).inc()
-        self._metrics.answered(model.manifest.name, head.target.route, error.status, 0.0)
-        return answer
+        visit.error = error.code
+        self._failures.count(error)
+        return self._close(visit, answer)
 
     def begin(self, head: Head, body: bytes, arrived_s: float) -> Work | Answer | None:
         """Let the engine take a request in; None when the app is to answer. `arrived_s` is of `time.monotonic`."""
@@ -99,32 +103,49 @@ class FastPath:
             asked.priority or head.priority or Priority.INTERACTIVE,
         )
         try:
-            model = self._registry.get(head.target.model, head.target.version)
+            model = self._registry.find(head.target.model, head.target.version)
             self._classifier.check(question, model)
+            visit = self._open(head, model, arrived_s)
         except Exception:  # noqa: BLE001 - refusal or fault, the route meets it again and answers
             return None
         try:
-            future = self._classifier.submit(question, model)
+            future = self._classifier.submit(question, model, visit)
         except Exception as error:  # noqa: BLE001 - the client gets an answer
-            return self._failed(error, model, head.target.route, time.monotonic() - arrived_s)
-        return Work(future, question, model, head.target.route)
+            return self._failed(error, visit)
+        return Work(future, question, model, visit)
 
     def finish(self, work: Work, *, gone: bool) -> Answer:
         """Return the answer to a request whose future is done; `gone` says that its client has left meanwhile."""
-        took_s = time.monotonic() - work.question.arrived_s
         try:
-            body = self._classifier.encode(work.question, work.model, work.future.result())
+            results = work.future.result()
+            work.visit.take(results)
+            body = self._classifier.encode(work.question, work.model, results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client gets an answer
             if gone and isinstance(error, asyncio.CancelledError):
                 error = ClientGoneError("the client closed the connection")
-            return self._failed(error, work.model, work.route, took_s)
-        self._metrics.answered(work.model.manifest.name, work.route, 200, took_s)
-        return Answer(200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))), body)
+            return self._failed(error, work.visit)
+        headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
+        return self._close(work.visit, Answer(200, headers, body))
 
-    def _failed(self, error: BaseException, model: Model, route: str, took_s: float) -> Answer:
-        response = self._failures.respond_to(error, "POST", route)
-        self._metrics.answered(model.manifest.name, route, response.status_code, took_s)
-        return _as_answer(response)
+    def _open(self, head: Head, model: Model, arrived_s: float) -> Visit:
+        visit = self._journal.open(arrived_s, head.request_id)
+        visit.route = head.target.route
+        self._journal.admit(visit, head.authorization, _ASKS_A_MODEL)
+        visit.choose(model)
+        return visit
+
+    def _close(self, visit: Visit, answer: Answer) -> Answer:
+        self._journal.close(visit, "POST", answer.status)
+        more = self._journal.headers(visit)
+        return answer._replace(headers=(*answer.headers, *more)) if more else answer
+
+    def _failed(self, error: BaseException, visit: Visit) -> Answer:
+        token = VISIT.set(visit)
+        try:
+            response = self._failures.respond_to(error, "POST", visit.route)
+        finally:
+            VISIT.reset(token)
+        return self._close(visit, _as_answer(response))
 
 
 def _as_answer(response: Response) -> Answer:

@@ -12,7 +12,8 @@ from service.api.tag import entities_of
 from service.engine.request import Classified
 from service.engine.tagging import Strategy
 from service.errors import ServiceError
-from service.registry import Model, Registry
+from service.model import Model
+from service.registry import Registry
 
 _CONTENTS = "/api/v1/text/contents"
 
@@ -99,7 +100,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     )
     async def predict(model: str, body: PredictV1Request, request: Request) -> PredictV1Response:
         found = registry.get(model)
-        request.state.model = found.manifest.name
         question = Question(body.instances, request.state.arrived_s, field="instances")
         results = scored(question, found, await classifier.ask(question, found, request.receive))
         return PredictV1Response(
@@ -119,7 +119,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         ] = None,
     ) -> list[list[Detection]]:
         model = registry.get(detector_id)
-        request.state.model = model.manifest.name
         question = Question(body.contents, request.state.arrived_s, field="contents")
         results = await classifier.ask(question, model, request.receive, tags=model.tags)
         threshold = body.detector_params.threshold

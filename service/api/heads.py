@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 import httptools
 
-from service.api.names import MODEL_ROUTE, PRIORITY_HEADER, ROUTE, TIMEOUT_HEADER, VERSION_ROUTE
+from service.api.names import (
+    AUTHORIZATION,
+    MODEL_ROUTE,
+    PRIORITY_HEADER,
+    REQUEST_ID,
+    ROUTE,
+    TIMEOUT_HEADER,
+    VERSION_ROUTE,
+)
 from service.engine.queue import Priority
 from service.settings import MAX_TIMEOUT_MS
 
@@ -16,7 +24,7 @@ _LONGEST_REMEMBERED = 2048  # bytes
 
 _JSON = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _TIMEOUT, _PRIORITY = TIMEOUT_HEADER.encode(), PRIORITY_HEADER.encode()
-_READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY))
+_READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY, AUTHORIZATION, REQUEST_ID))
 _CHANGING_THE_BODY = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 _LONGEST_TIMEOUT = len(str(MAX_TIMEOUT_MS))
@@ -38,6 +46,8 @@ class Head(NamedTuple):
     keep_alive: bool
     timeout_ms: int | None
     priority: Priority | None
+    authorization: bytes | None = None
+    request_id: bytes | None = None
 
 
 class Heads:
@@ -52,7 +62,7 @@ class Heads:
         if head in self._known:
             return self._known[head]
         found = self._parse(head)
-        if len(head) <= _LONGEST_REMEMBERED:
+        if len(head) <= _LONGEST_REMEMBERED and (found is None or found.request_id is None):
             if len(self._known) == _MOST_REMEMBERED:
                 self._known.clear()
             self._known[head] = found
@@ -71,7 +81,16 @@ class Heads:
         if target is None or options is None:
             return None
         length, timeout_ms, priority = options
-        return Head(target, length, parser.should_keep_alive(), timeout_ms, priority)
+        headers = dict(parts.headers)
+        return Head(
+            target,
+            length,
+            parser.should_keep_alive(),
+            timeout_ms,
+            priority,
+            headers.get(AUTHORIZATION),
+            headers.get(REQUEST_ID),
+        )
 
     def _options(self, headers: Headers) -> tuple[int, int | None, Priority | None] | None:
         """Return length, timeout and priority."""

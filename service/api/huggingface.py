@@ -14,7 +14,7 @@ from service.api.tag import StrategyName, entities_of
 from service.engine.tagging import Entity, Strategy
 from service.engine.tokenization import HEAD, Keep, Reading
 from service.errors import InvalidInputError
-from service.registry import Model
+from service.model import Model
 
 
 class Parameters(BaseModel):

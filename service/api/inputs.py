@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bundle import Manifest
 from service.engine.tokenization import Reading, TextInput, unreadable
 from service.errors import InvalidInputError, NoInputsError
-from service.registry import Model
+from service.model import Model
 
 
 def check_inputs(inputs: Sequence[TextInput], manifest: Manifest, max_inputs: int, name: str = "inputs") -> None:

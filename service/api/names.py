@@ -13,3 +13,5 @@ TAG_VERSION_ROUTE = "/v1/models/{model}/versions/{version}/tag"
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 PRIORITY_HEADER = "x-request-priority"
+AUTHORIZATION = b"authorization"
+REQUEST_ID = b"x-request-id"

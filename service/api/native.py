@@ -9,17 +9,17 @@ from service.api.classify import Aggregate, Classifier, Question
 from service.api.names import MODEL_ROUTE, ROUTE, VERSION_ROUTE
 from service.api.routes import (
     ASK_ERRORS,
+    LIST_ERRORS,
     MODEL_ERRORS,
     GivenOptions,
     HeaderOptions,
-    documented,
     reading_of,
     require_json,
 )
 from service.api.schemas import ClassifyRequest, ClassifyResponse, ErrorBody, ModelCard, ModelDetails, ModelList
 from service.engine.queue import Priority
-from service.errors import NotReadyError
-from service.registry import Model, Registry
+from service.model import Model
+from service.registry import Registry
 
 
 def router(registry: Registry, classifier: Classifier) -> APIRouter:
@@ -33,7 +33,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     }
 
     async def answer(model: Model, body: ClassifyRequest, options: HeaderOptions, request: Request) -> Response:
-        request.state.model = model.manifest.name
         question = Question(
             [given if isinstance(given, str) else (given.text, given.text_pair) for given in body.inputs],
             request.state.arrived_s,
@@ -64,7 +63,10 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         return await answer(registry.get(model, version), body, options, request)
 
     @routes.get(
-        "/v1/models", summary="List the models", tags=["models"], responses=documented(NotReadyError("loading"))
+        "/v1/models",
+        summary="List the models",
+        tags=["models"],
+        responses=LIST_ERRORS,
     )
     async def list_models() -> ModelList:
         return ModelList(data=[_card(registry.versions(name)) for name in registry.names()])
@@ -75,9 +77,8 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         tags=["models"],
         responses=MODEL_ERRORS | {"default": {"model": ErrorBody, "description": "any other error"}},
     )
-    async def describe_model(model: str, request: Request) -> ModelDetails:
+    async def describe_model(model: str) -> ModelDetails:
         versions = registry.versions(model)
-        request.state.model = versions[0].manifest.name
         return _details(versions)
 
     return routes

@@ -13,9 +13,18 @@ from service.api.openinference_infer import arrays_of, is_raw, question_of, rank
 from service.api.openinference_info import config, index, metadata, statistics
 from service.api.routes import ASK_EXAMPLES, documented
 from service.api.tensors import read_request, texts_of, write_response
-from service.errors import ContentTypeError, InvalidInputError, ServiceError, UnavailableError
+from service.errors import (
+    ContentTypeError,
+    InvalidInputError,
+    LoadError,
+    RateLimitedError,
+    ServiceError,
+    UnavailableError,
+)
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.registry import Model, Registry
+from service.model import Model
+from service.registry import Registry
 from service.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -30,8 +39,9 @@ class V2Error(BaseModel):
 
 def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error in the protocol's words."""
-    status = 400 if isinstance(error, InvalidInputError | ContentTypeError) else error.status
-    return 503 if isinstance(error, UnavailableError) else status, {"error": error.message}
+    status = 400 if isinstance(error, InvalidInputError | ContentTypeError | LoadError) else error.status
+    busy = isinstance(error, UnavailableError) and not isinstance(error, RateLimitedError)
+    return 503 if busy else status, {"error": error.message}
 
 
 DIALECT = Dialect(lambda path: path == "/v2" or path.startswith("/v2/"), explain)
@@ -53,10 +63,14 @@ _REQUEST = {
 }
 
 
-def router(registry: Registry, classifier: Classifier, settings: Settings, metrics: Metrics) -> APIRouter:
-    """Return the routes."""
+def router(
+    registry: Registry, classifier: Classifier, settings: Settings, metrics: Metrics, lifecycle: Lifecycle
+) -> APIRouter:
+    """Return the routes; those that load and unload only when the settings allow an administrator."""
     routes = APIRouter(tags=["open inference protocol"])
-    _add_server(routes, registry, metrics)
+    _add_server(routes, registry, metrics, lifecycle)
+    if settings.admin:
+        _add_repository(routes, lifecycle)
 
     async def highest(model: str) -> Model:
         return registry.get(model)
@@ -69,7 +83,32 @@ def router(registry: Registry, classifier: Classifier, settings: Settings, metri
     return routes
 
 
-def _add_server(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
+def _add_repository(routes: APIRouter, lifecycle: Lifecycle) -> None:
+    """Add what an administrator may do."""
+    failing = _ERRORS | documented(LoadError("cannot load bundle"), explain=explain, model=V2Error)
+
+    @routes.post(
+        "/v2/repository/models/{model}/load",
+        summary="Take a model into service, or its changed bundle",
+        responses=failing,
+        response_class=Response,
+    )
+    async def load(model: str) -> Response:
+        await lifecycle.load(model)
+        return Response()
+
+    @routes.post(
+        "/v2/repository/models/{model}/unload",
+        summary="Take a model out of service",
+        responses=_ERRORS,
+        response_class=Response,
+    )
+    async def unload(model: str) -> Response:
+        await lifecycle.unload(model)
+        return Response()
+
+
+def _add_server(routes: APIRouter, registry: Registry, metrics: Metrics, lifecycle: Lifecycle) -> None:
     """Add what concerns the server as a whole."""
 
     def all_models() -> list[Model]:
@@ -98,7 +137,7 @@ def _add_server(routes: APIRouter, registry: Registry, metrics: Metrics) -> None
 
     @routes.post("/v2/repository/index", summary="Which models there are", responses=_ERRORS)
     async def repository_index() -> list[dict[str, str]]:
-        return index(all_models())
+        return index(all_models(), lifecycle)
 
 
 def _add_model(
@@ -131,7 +170,6 @@ def _add_model(
 
     @routes.post(f"{path}/infer", summary="Classify or tag", openapi_extra=_REQUEST, **described)
     async def infer(found: Annotated[Model, Depends(chosen)], request: Request) -> Response:
-        request.state.model = found.manifest.name
         body = await read_body(request, settings.max_body_bytes)
         asked, raw = read_request(body, request.headers.get(JSON_LENGTH))
         question = question_of(asked, texts_of(asked.inputs, raw), found, request.state.arrived_s)

@@ -15,7 +15,7 @@ from service.engine.request import Classified
 from service.engine.tagging import Strategy
 from service.engine.tokenization import TextInput
 from service.errors import InvalidInputError
-from service.registry import Model
+from service.model import Model
 from service.settings import MAX_TIMEOUT_MS
 
 

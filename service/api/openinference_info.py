@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.registry import Model
+from service.model import Model
 from service.settings import Settings
 
 _NS = 1_000_000_000
@@ -57,17 +58,25 @@ def config(model: Model, settings: Settings) -> dict[str, Any]:
     }
 
 
-def index(models: Sequence[Model]) -> list[dict[str, str]]:
-    """Return the repository's index."""
-    return [
-        {
-            "name": model.manifest.name,
-            "version": model.manifest.version,
-            "state": "READY" if model.ready else "UNAVAILABLE",
-            "reason": "" if model.ready else "draining, or its worker died",
-        }
+def index(models: Sequence[Model], lifecycle: Lifecycle) -> list[dict[str, str]]:
+    """Return the repository's index: what is served, what was unloaded, what could not be loaded."""
+    served = [
+        _entry(model.name, "READY" if model.ready else "UNAVAILABLE", "" if model.ready else "its worker died")
+        | {"version": model.version}
         for model in models
     ]
+    names = {model.name for model in models}
+    out = [_entry(name, "UNAVAILABLE", "unloaded") for name in sorted(lifecycle.unloaded - names)]
+    failed = [
+        _entry(name, "UNAVAILABLE", reason)
+        for name, reason in sorted(lifecycle.failures.items())
+        if name not in names | lifecycle.unloaded
+    ]
+    return served + out + failed
+
+
+def _entry(name: str, state: str, reason: str) -> dict[str, str]:
+    return {"name": name, "version": "", "state": state, "reason": reason}
 
 
 def statistics(models: Sequence[Model], metrics: Metrics) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 
 from service.board import Board
-from service.metrics import Metrics
 from service.registry import Registry
 
 _RETRY_AFTER_S = 5
@@ -19,7 +18,7 @@ class Health(BaseModel):
     status: Literal["alive", "ready", "not ready", "draining"]
 
 
-def router(registry: Registry, metrics: Metrics, board: Board) -> APIRouter:
+def router(registry: Registry, metrics: CollectorRegistry, board: Board) -> APIRouter:
     """Return the routes for health probes and metrics. A worker among several is not ready before all have been."""
     routes = APIRouter(tags=["operations"])
 
@@ -41,6 +40,6 @@ def router(registry: Registry, metrics: Metrics, board: Board) -> APIRouter:
 
     @routes.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
     async def scrape() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
 
     return routes

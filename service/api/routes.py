@@ -15,14 +15,16 @@ from service.errors import (
     BodyTooLargeError,
     ContentTypeError,
     DeadlineError,
+    ForbiddenError,
     InferenceError,
     InvalidInputError,
     NotReadyError,
     QueueFullError,
     ServiceError,
+    UnauthorizedError,
     UnknownModelError,
 )
-from service.registry import Model
+from service.model import Model
 
 
 def documented(
@@ -45,7 +47,13 @@ def documented(
     return responses
 
 
+KEY_EXAMPLES: tuple[ServiceError, ...] = (
+    UnauthorizedError("found none, expected an API key in the header Authorization: Bearer KEY"),
+    ForbiddenError("key search-team does not allow model x"),
+)
+"""What a request may be answered with where there are API keys."""
 ASK_EXAMPLES: tuple[ServiceError, ...] = (
+    *KEY_EXAMPLES,
     UnknownModelError("no model 'x'; there are: tiny"),
     NotReadyError("models are still loading"),
     BodyTooLargeError("body: expected at most 1048576 bytes, found 2000000 bytes; send fewer inputs"),
@@ -56,7 +64,8 @@ ASK_EXAMPLES: tuple[ServiceError, ...] = (
     DeadlineError(),
 )
 """What a request to a model may be answered with, whatever the dialect."""
-MODEL_ERRORS = documented(*ASK_EXAMPLES[:2])
+LIST_ERRORS = documented(*KEY_EXAMPLES, NotReadyError("models are still loading"))
+MODEL_ERRORS = documented(*ASK_EXAMPLES[:4])
 ASK_ERRORS = documented(*ASK_EXAMPLES)
 
 

@@ -14,7 +14,8 @@ from service.api.schemas import Options, as_list
 from service.engine.queue import Priority
 from service.engine.request import Classified
 from service.engine.tagging import Entity, Strategy
-from service.registry import Model, Registry
+from service.model import Model
+from service.registry import Registry
 
 _FEW_TOKENS = 256
 
@@ -96,7 +97,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     routes = APIRouter(tags=["tag"], dependencies=[Depends(require_json)], responses=ASK_ERRORS)
 
     async def answer(model: Model, body: TagRequest, options: HeaderOptions, request: Request) -> TagResponse:
-        request.state.model = model.manifest.name
         question = Question(
             body.inputs,
             request.state.arrived_s,

@@ -23,11 +23,14 @@ from service.errors import (
     InvalidInputError,
     NoInputsError,
     QueueFullError,
+    RateLimitedError,
     ServiceError,
     UnavailableError,
 )
-from service.registry import Model, Registry
+from service.model import Model
+from service.registry import Registry
 from service.settings import Settings
+from service.visits import VISIT
 
 _ASK_PATHS = ("/predict", "/", "/invocations")
 _OTHER_PATHS = ("/health", "/ping", "/info")
@@ -73,6 +76,7 @@ def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
         (NoInputsError, 400, "Empty"),
         (InvalidInputError, 422, "Validation"),
         (QueueFullError, 429, "Overloaded"),
+        (RateLimitedError, 429, "Overloaded"),
         (UnavailableError, 503, "Unhealthy"),
         (InferenceError, 424, "Backend"),
     ]
@@ -97,8 +101,8 @@ def router(registry: Registry, classifier: Classifier, settings: Settings) -> AP
     routes = APIRouter(tags=["text embeddings inference, hugging face"])
 
     async def answer(model: Model, body: PredictRequest, request: Request, response: Response) -> Answer:
-        request.state.model = model.manifest.name
         if body.parameters is not None:
+            VISIT.get().dialect = "huggingface"
             return await huggingface.answer(model, body.inputs, body.parameters, classifier, request)
         inputs, alone = _sequences(body.inputs)
         question = Question(

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from service.engine.request import Classified
 from service.engine.session_options import CPU
 from service.engine.tokenization import TextInput
-from service.registry import Model
+from service.model import Model
 from service.settings import Settings
 
 _TEI_VERSION = "1.8.2"  # whose answers these are

@@ -13,10 +13,17 @@ from service.api.failures import Dialect
 from service.api.routes import ASK_EXAMPLES, documented, require_json
 from service.api.schemas import as_list
 from service.engine.queue import Priority
-from service.errors import ServiceError
+from service.errors import InvalidInputError, ServiceError
 from service.registry import Registry
 
 _PATH = "/classify"
+_KINDS = {
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    429: "RateLimitError",
+    503: "ServiceUnavailableError",
+}
 
 
 class VllmClassifyRequest(BaseModel):
@@ -29,7 +36,9 @@ class VllmClassifyRequest(BaseModel):
         description="one text or several"
     )
     truncate_prompt_tokens: int | None = Field(
-        default=None, ge=-1, description="-1: as many as the model reads, which is what is done in any case"
+        default=None,
+        ge=-1,
+        description="-1: as many as the model reads, which is what is done in any case; fewer than that are refused",
     )
     use_activation: bool | None = Field(default=None, description="`false` gives logits instead of scores")
     priority: int = Field(default=0, description="above 0: served after others")
@@ -73,9 +82,7 @@ class VllmError(BaseModel):
 
 def explain(error: ServiceError) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error in vLLM's words."""
-    kind = {404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}.get(
-        error.status, "BadRequestError" if error.status < 500 else "InternalServerError"
-    )
+    kind = _KINDS.get(error.status, "BadRequestError" if error.status < 500 else "InternalServerError")
     told = {"message": error.message, "type": kind, "param": error.field, "code": error.status}
     return error.status, {"error": told}
 
@@ -93,7 +100,12 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     async def classify(body: VllmClassifyRequest, request: Request) -> VllmClassifyResponse:
         model = registry.get(body.model)
         manifest = model.manifest
-        request.state.model = manifest.name
+        if body.truncate_prompt_tokens is not None and 0 <= body.truncate_prompt_tokens < manifest.max_length:
+            raise InvalidInputError(
+                "truncate_prompt_tokens",
+                f"found {body.truncate_prompt_tokens}, expected -1, or the {manifest.max_length} tokens that "
+                f"{manifest.name} reads, or more",
+            )
         question = Question(
             body.input,
             request.state.arrived_s,

@@ -11,18 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.coalescer import Coalescer, Tokenize
 from service.engine.owner import Owner
 from service.engine.queue import BatchQueue, Priority, Refusal
+from service.engine.refusals import Refusals
 from service.engine.request import Classified, Request, Work
-from service.engine.tokenization import HEAD, Keep, Reading, TextInput
+from service.engine.tokenization import HEAD, Encoding, Reading, TextInput
 from service.engine.worker import Batch, Infer, Missing, Outcome
 from service.engine.workers import Workers
 from service.errors import (
     DeadlineError,
     DrainingError,
     InferenceError,
-    InvalidInputError,
     NoInputsError,
     NotReadyError,
     QueueFullError,
@@ -32,7 +35,9 @@ from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
 
-_NEWEST_SHARE = 0.2  # of the latest batch in the moving average of throughput
+Observe = Callable[[list[NDArray[np.float32]], list[Encoding]], None]
+"""Is told the outputs of a batch, and what was read for each."""
+
 _PREPARED = 1  # batch that waits for a session, so that none stands idle until the event loop's next turn
 _THREADS_END_S = 2.0  # what `close` waits for threads: one that is left in ONNX Runtime can abort the ending process
 
@@ -42,7 +47,7 @@ class Batcher:
 
     `tokenize` and `infer` are called in threads, `infer` up to `sessions` times at once; it takes the encodings of
     one batch and returns scores (B, C) float32. A call of it that takes longer than `hung_session_s` seconds is given
-    up, and `make_infer` makes a new session in its place.
+    up, and `make_infer` makes a new session in its place. `observe` is told what each batch gave.
     """
 
     def __init__(
@@ -55,10 +60,11 @@ class Batcher:
         sessions: int,
         hung_session_s: float,
         metrics: EngineMetrics,
+        observe: Observe,
     ) -> None:
         self._queue = queue
+        self._observe = observe
         self._metrics = metrics
-        self._sessions = sessions
         self._loop = asyncio.get_running_loop()
         self._owner = Owner(self._loop, self._died)
         self._coalescer = Coalescer(tokenize, self._owner, self._tokenized)
@@ -76,8 +82,10 @@ class Batcher:
         self._idle = asyncio.Event()
         self._closing = False
         self._asking_again: asyncio.TimerHandle | None = None
-        self._tokens_per_s: float | None = None  # of one session, without padding
-        metrics.watch_queue(lambda: queue.waiting_entries)
+        self._refusals = Refusals(queue, sessions)
+        metrics.watch_queue(
+            lambda: queue.waiting_entries, lambda: queue.oldest_wait_s(time.monotonic()), queue.capacity_entries
+        )
 
     @property
     def healthy(self) -> bool:
@@ -91,7 +99,7 @@ class Batcher:
 
     def refusal(self) -> QueueFullError:
         """Return what it would be refused with."""
-        return self._queue_full(1, "entries")
+        return self._refusals.full(1, "entries")
 
     async def classify(
         self,
@@ -132,7 +140,7 @@ class Batcher:
             self._metrics.expired.inc(count)
             raise DeadlineError()
         if refusal := self._queue.reserve(count):
-            raise self._refused(refusal, count, "entries")
+            raise self._refusals.explain(refusal, count, "entries")
         future: asyncio.Future[list[Classified]] = self._loop.create_future()
         request = Request(future, inputs, priority, deadline_s, reading)
         self._requests.add(request)
@@ -170,15 +178,15 @@ class Batcher:
         for request in complete:
             if request.future.done():
                 continue
-            if request.reading.keep is Keep.WHOLE and (error := self._too_long(request)):
+            if error := request.too_long():
                 request.fail(error)
                 continue
             works = request.make_works()
             if refusal := self._queue.admit(works, now_s, len(request.inputs)):
                 if refusal in (Refusal.TOKENS_EVER, Refusal.TOKENS_NOW):
-                    request.fail(self._refused(refusal, sum(work.tokens for work in works), "tokens"))
+                    request.fail(self._refusals.explain(refusal, sum(work.tokens for work in works), "tokens"))
                 else:
-                    request.fail(self._refused(refusal, len(works), "windows"))
+                    request.fail(self._refusals.explain(refusal, len(works), "windows"))
                 continue
             admitted += len(works)
             truncated += sum([encoding.truncated for encoding in request.encodings])
@@ -206,6 +214,7 @@ class Batcher:
         """Hand out what a batch gave."""
         self._drop_late(batch.skipped)
         rows = tokens = longest = 0
+        outputs, encodings = [], []
         for work, result in zip(batch.works, outcome.results, strict=True):
             request = work.request
             if result is Missing.SKIPPED:
@@ -221,18 +230,19 @@ class Batcher:
                 request.fail(InferenceError("inference failed; the service's log has the details"))
             else:
                 request.deliver(work, result, queue_s, outcome.took_s)
+                outputs.append(result)
+                encodings.append(work.encoding)
         if outcome.retried:
             self._metrics.failed_batches.inc()
         elif rows:
             self._metrics.inference_s.observe(outcome.took_s)
-            rate = tokens / max(outcome.took_s, 1e-6)
-            self._tokens_per_s = (
-                rate if self._tokens_per_s is None else self._tokens_per_s + _NEWEST_SHARE * (rate - self._tokens_per_s)
-            )
+            self._refusals.learn(tokens, outcome.took_s)
         if rows:
             self._metrics.batch_size.observe(rows)
             self._metrics.batch_tokens.observe(longest * rows)
         self._dispatch()
+        if outputs:
+            self._observe(outputs, encodings)
 
     def _hung(self, batch: Batch) -> None:
         self._metrics.hung_sessions.inc()
@@ -276,28 +286,6 @@ class Batcher:
             self._metrics.cancelled.inc(entries)
         elif isinstance(request.future.exception(), DeadlineError):
             self._metrics.expired.inc(entries)
-
-    def _too_long(self, request: Request) -> InvalidInputError | None:
-        for number, encoding in enumerate(request.encodings):
-            if encoding.truncated:
-                return InvalidInputError(
-                    f"inputs[{number}]", f"found {encoding.whole} tokens, expected at most {len(encoding.ids)}"
-                )
-        return None
-
-    def _refused(self, refusal: Refusal, asked: int, unit: str) -> ServiceError:
-        """Return what a refusal of the queue means to a client."""
-        if refusal in (Refusal.ENTRIES_EVER, Refusal.TOKENS_EVER):
-            return InvalidInputError(
-                "inputs", f"found {asked} {unit}, more than the queue ever holds; send fewer at once"
-            )
-        return self._queue_full(asked, unit)
-
-    def _queue_full(self, asked: int, unit: str) -> QueueFullError:
-        rate = None if self._tokens_per_s is None else self._tokens_per_s * self._sessions
-        return QueueFullError(
-            f"the queue has no room for {asked} more {unit}", retry_after_s=self._queue.drain_estimate_s(rate)
-        )
 
     def _not_healthy(self) -> ServiceError:
         if self._closing:

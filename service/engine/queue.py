@@ -108,6 +108,16 @@ class BatchQueue(Generic[E]):
         return self._entries
 
     @property
+    def capacity_entries(self) -> int:
+        """Most entries that may wait."""
+        return self._capacity_entries
+
+    def oldest_wait_s(self, now_s: float) -> float:
+        """Return how long the entry has waited that has waited longest."""
+        heads = [next(iter(waiting)) for waiting in self._waiting.values() if waiting]
+        return max((now_s - head.admitted_s for head in heads), default=0.0)
+
+    @property
     def reserved_entries(self) -> int:
         """Number of places taken by requests in tokenization."""
         return self._reserved

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.engine.queue import Entry, Priority
 from service.engine.tokenization import HEAD, Encoding, Keep, Reading, TextInput
-from service.errors import ServiceError
+from service.errors import InvalidInputError, ServiceError
 
 
 class Classified(NamedTuple):
@@ -62,6 +62,17 @@ class Request:
         self.works: list[Work] = []  # empty until then
         self.results: list[Classified] = []
         self.missing = len(inputs)
+
+    def too_long(self) -> InvalidInputError | None:
+        """Return what is wrong with inputs that are to be read whole and cannot be."""
+        if self.reading.keep is not Keep.WHOLE:
+            return None
+        for number, encoding in enumerate(self.encodings):
+            if encoding.truncated:
+                return InvalidInputError(
+                    f"inputs[{number}]", f"found {encoding.whole} tokens, expected at most {len(encoding.ids)}"
+                )
+        return None
 
     def make_works(self) -> list["Work"]:
         """Return the entries of a request whose inputs are all tokenized, one for each input or window."""

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from bundle import Task
-from tests.dialects.conftest import LABELS, TEXTS, Served
+from tests.dialects.conftest import LABELS, LENGTH, LONG, TEXTS, Served
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,16 @@ def test_errors_have_the_dialects_form(client: httpx.Client, path: str, body: di
     for key, inner in keys.items():
         assert inner is None or set(found[key]) == inner
     assert client.post("/classify", json={"model": "nobody", "input": "a"}).status_code == 404
+
+
+def test_vllm_cuts_nowhere_but_at_the_models_length(client: httpx.Client) -> None:
+    def ask(tokens: int | None) -> httpx.Response:
+        return client.post("/classify", json={"input": LONG, "truncate_prompt_tokens": tokens})
+
+    answers = [ask(tokens) for tokens in (None, -1, LENGTH, 512)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["usage"]["prompt_tokens"] for answer in answers} == {LENGTH}
+    refused = ask(LENGTH - 1)
+    assert refused.status_code == 422
+    assert refused.json()["error"]["param"] == "truncate_prompt_tokens"
+    assert str(LENGTH) in refused.json()["error"]["message"]

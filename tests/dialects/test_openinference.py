@@ -9,8 +9,11 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.serving.service_process import serving
 from bundle import Task
+from service.keys import make_key
 from tests.dialects.conftest import LABELS, TEXTS, Served
+from tests.support.bundles import make_bundle
 
 MODEL = "single-label"
 
@@ -144,3 +147,30 @@ def test_a_wrong_shape(server) -> None:
     with pytest.raises(InferenceServerException, match="found shape"):
         server.infer(MODEL, [given])
     assert server.infer(MODEL, [tensor(["a"])]).as_numpy("scores").shape == (1, 3)
+
+
+def test_load_and_unload(tmp_path) -> None:
+    """By an administrator's key, which the client sends as any header."""
+    make_bundle(tmp_path / "models" / "one", name="one")
+    make_bundle(tmp_path / "models" / "two", name="two")
+    secret, entry = make_key("operator")
+    (tmp_path / "keys.toml").write_text(entry + "admin = true\n")
+    headers = {"Authorization": f"Bearer {secret}"}
+    settings = {"model_folder": tmp_path / "models", "keys_file": tmp_path / "keys.toml", "admin": True, "workers": 2}
+    with (
+        serving(**settings, sessions=2, log_level="error") as (_, port),
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as server,
+    ):
+        with pytest.raises(InferenceServerException, match="API key"):
+            server.unload_model("one")
+        server.unload_model("one", headers=headers)
+        for _ in range(4):  # the workers answer in turn
+            with pytest.raises(InferenceServerException, match="no model 'one'"):
+                server.get_model_metadata("one", headers=headers)
+        states = {one["name"]: one["state"] for one in server.get_model_repository_index(headers=headers)}
+        assert states == {"one": "UNAVAILABLE", "two": "READY"}
+        server.load_model("one", headers=headers)
+        assert server.is_model_ready("one", headers=headers)
+        assert server.infer("one", [tensor(["good"])], headers=headers).as_numpy("scores").shape == (1, 2)
+        with pytest.raises(InferenceServerException, match="no bundle 'none'"):
+            server.load_model("none", headers=headers)

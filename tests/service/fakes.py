@@ -64,6 +64,7 @@ def make(model, *, sessions=1, hung_session_s=60.0, make_infer=None, metrics=Non
         sessions=sessions,
         hung_session_s=hung_session_s,
         metrics=(metrics or Metrics()).engine("m", "1"),
+        observe=lambda _outputs, _encodings: None,
     )
     return target, batcher
 

@@ -349,7 +349,10 @@ def test_overload_is_refused_with_429_and_nothing_accepted_is_lost(tiny_bundle, 
     assert {response.json()["error"]["code"] for response in refused} == {"queue_full"}
     assert [len(response.json()["results"]) for response in answered] == [1, 2, 2]
     assert 'limbeck_rejected_total{reason="queue_full"} 8.0' in metrics
-    assert 'limbeck_requests_total{model="tiny",route="/v1/classify",status="429"} 8.0' in metrics
+    assert (
+        'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="429",version="1"} 8.0'
+        in metrics
+    )
 
 
 @pytest.mark.parametrize(
@@ -416,7 +419,10 @@ def test_a_client_that_leaves_is_not_worked_for(tiny_bundle, monkeypatch):
     finally:
         held.release.set()
     assert calls == 1
-    assert 'limbeck_requests_total{model="tiny",route="/v1/classify",status="499"} 1.0' in metrics
+    assert (
+        'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="499",version="1"} 1.0'
+        in metrics
+    )
 
 
 def test_a_dead_worker_turns_readiness_false(tiny_bundle, caplog):
@@ -468,8 +474,8 @@ def test_every_metric_is_updated(tiny_bundle):
     samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     engine = '{model="tiny",version="1"}'
     exact = {
-        'limbeck_requests_total{model="tiny",route="/v1/classify",status="200"}': 1,
-        'limbeck_requests_total{model="",route="unmatched",status="404"}': 1,
+        'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="200",version="1"}': 1,
+        'limbeck_requests_total{dialect="",model="",route="unmatched",status="404",version=""}': 1,
         'limbeck_request_duration_seconds_count{route="/v1/classify"}': 1,
         f"limbeck_inputs_total{engine}": 2,
         f"limbeck_inputs_truncated_total{engine}": 1,
@@ -503,7 +509,19 @@ def test_the_openapi_document_is_complete(tiny_bundle):
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path in ("/v1/classify", "/v1/models/{model}/classify", "/v1/models/{model}/versions/{version}/classify"):
         operation = document["paths"][path]["post"]
-        assert set(operation["responses"]) == {"200", "404", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(operation["responses"]) == {
+            "200",
+            "401",
+            "403",
+            "404",
+            "413",
+            "415",
+            "422",
+            "429",
+            "500",
+            "503",
+            "504",
+        }
         for status, response in operation["responses"].items():
             content = response["content"]["application/json"]
             assert "$ref" in content["schema"]

@@ -7,7 +7,7 @@ import pytest
 
 from service.engine.queue import Priority
 from service.metrics import Metrics
-from service.registry import load_model
+from service.model import load_model
 from tests.service.helpers import reference_scores, settings_for
 from tests.support.bundles import TEXTS, WORDS
 

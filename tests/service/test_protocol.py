@@ -88,8 +88,12 @@ def test_a_full_queue_refuses_requests_for_labels_alone(tiny_bundle, monkeypatch
     assert live.status_code == accepted.status_code == 200
     assert sockets == 1
     assert 'limbeck_rejected_total{reason="queue_full"} 3.0' in metrics
-    assert 'limbeck_requests_total{model="tiny",route="/v1/classify",status="429"} 2.0' in metrics
-    assert 'limbeck_requests_total{model="tiny",route="/v1/models/{model}/classify",status="429"} 1.0' in metrics
+    assert (
+        'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="429",version="1"} 2.0'
+        in metrics
+    )
+    named = 'dialect="native",model="tiny",route="/v1/models/{model}/classify",status="429",version="1"'
+    assert f"limbeck_requests_total{{{named}}} 1.0" in metrics
 
 
 @pytest.mark.parametrize("ill", ["dead", "draining"])
@@ -242,7 +246,10 @@ def test_work_of_a_client_that_leaves_is_not_run(tiny_bundle, monkeypatch) -> No
     (status, _, _), sent, metrics = asyncio.run(run())
     assert (status, sent) == (200, b"")
     assert 'limbeck_cancelled_entries_total{model="tiny",version="1"} 1.0' in metrics
-    assert 'limbeck_requests_total{model="tiny",route="/v1/classify",status="499"} 1.0' in metrics
+    assert (
+        'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="499",version="1"} 1.0'
+        in metrics
+    )
 
 
 def test_idle_connections_are_closed_and_others_are_not(tiny_bundle, monkeypatch) -> None:

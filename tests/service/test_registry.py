@@ -14,7 +14,8 @@ from service.engine.shapes import build_grid
 from service.errors import DrainingError, InferenceError, NotReadyError, StartupError, UnknownModelError
 from service.folders import find_bundles
 from service.metrics import Metrics
-from service.registry import Registry, load_model, natural_key
+from service.model import load_model
+from service.registry import Registry, natural_key
 from service.sessions import calls_side_by_side, make_session, warm_up_shapes
 from service.settings import Settings
 from service.variants import Choice, choose_variant

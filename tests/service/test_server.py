@@ -115,7 +115,7 @@ def test_any_of_several_workers_answers_shows_the_metrics_of_all_and_can_be_repl
         for _ in range(6):  # each on a connection of its own: three for each worker
             assert httpx.post(f"{url}/v1/classify", json={"inputs": ["great film", "dull"]}).status_code == 200
         expected = {
-            'limbeck_requests_total{model="tiny",route="/v1/classify",status="200"}': 6,
+            'limbeck_requests_total{dialect="native",model="tiny",route="/v1/classify",status="200",version="1"}': 6,
             'limbeck_inputs_total{model="tiny",version="1"}': 12,
             'limbeck_model_ready{model="tiny",variant="fp32",version="1"}': 1,
             "limbeck_workers": 2,

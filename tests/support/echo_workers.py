@@ -17,9 +17,11 @@ import time
 
 from prometheus_client import generate_latest
 
+from service import supervisor
 from service.board import Seat, State
 from service.metrics import Metrics
 from service.supervisor import CANNOT_START, Supervisor
+from service.visits import Visit
 
 
 def work(seat: Seat, channel: socket.socket) -> int:
@@ -60,7 +62,7 @@ def answer(connection: socket.socket, seat: Seat, metrics: Metrics) -> None:
                 time.sleep(0.5)
             case b"":
                 return
-        metrics.answered("", "/", 200, 0.001)
+        metrics.answered(Visit(0.0, route="/"), 200, 0.001)
         connection.sendall(f"{seat.slot} {os.getpid()} {int(seat.board.opened)}".encode())
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen()  # whoever reads the port may connect
     print(listener.getsockname()[1], flush=True)  # noqa: T201
+    supervisor.PAUSE_FOR_MENDING_S = 0.05
     sys.exit(Supervisor(int(sys.argv[1]), listener, work, shutdown_timeout_s=5).run())
 
 

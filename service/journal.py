@@ -1,0 +1,126 @@
+"""What happens to every request, whatever way it takes: it is let in by its key, and counted and told of at its end."""
+
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.failures import Failures
+from service.api.names import AUTHORIZATION, REQUEST_ID
+from service.errors import ForbiddenError, ServiceError, UnauthorizedError
+from service.keys import Keyring, secret_of
+from service.metrics import Metrics
+from service.request_log import RequestLog
+from service.visits import VISIT, Visit
+
+_OPEN = re.compile(r"/(health(/.*)?|ping|v2/health/.*|metrics|docs(/.*)?|redoc|openapi\.json)")
+_ADMIN = re.compile(r"/(v1/admin/.*|v2/repository/models/.*)")
+_GOOD_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_GONE = 499
+
+
+class Journal:
+    """Opens and closes the visit that each request is; one for each app.
+
+    Without `keyring` everybody may ask. `dialects` names a route's dialect by the template of its path.
+    """
+
+    def __init__(
+        self, metrics: Metrics, dialects: Mapping[str, str], keyring: Keyring | None, request_log: RequestLog | None
+    ) -> None:
+        self._metrics = metrics
+        self._dialects = dialects
+        self._keyring = keyring
+        self._log = request_log
+        if request_log is not None:
+            metrics.log_lines_dropped.set_function(lambda: float(request_log.dropped))
+
+    def open(self, arrived_s: float, request_id: bytes | None) -> Visit:
+        """Return the visit of a request that has arrived."""
+        visit = Visit(arrived_s)
+        if self._log is not None:
+            good = request_id is not None and _GOOD_ID.fullmatch(request_id)
+            visit.request_id = request_id.decode() if good and request_id else secrets.token_hex(8)
+        return visit
+
+    def admit(self, visit: Visit, authorization: bytes | None, path: str) -> None:
+        """Note who asks; raises UnauthorizedError or ForbiddenError when the key does not let the request in."""
+        if self._keyring is None or _OPEN.fullmatch(path):
+            return
+        visit.caller = self._keyring.find(secret_of(authorization or b""))
+        if visit.caller is None:
+            found = "none" if authorization is None else "one that is not known"
+            raise UnauthorizedError(f"found {found}, expected an API key in the header Authorization: Bearer KEY")
+        if _ADMIN.fullmatch(path) and not visit.caller.admin:
+            raise ForbiddenError(f"key {visit.caller.id} is not an administrator's")
+
+    def headers(self, visit: Visit) -> list[tuple[bytes, bytes]]:
+        """Return the headers that every answer to a visit has: its id and what is left of the caller's quota."""
+        found = [(REQUEST_ID, visit.request_id.encode())] if visit.request_id else []
+        if visit.caller is not None and visit.caller.quota.bounded:
+            found += visit.caller.quota.headers(time.monotonic())
+        return found
+
+    def close(self, visit: Visit, method: str, status: int) -> None:
+        """Count and tell of a request that was answered."""
+        took_s = time.monotonic() - visit.arrived_s
+        visit.release()
+        visit.dialect = visit.dialect or self._dialects.get(visit.route, "")
+        self._metrics.answered(visit, status, took_s)
+        if visit.caller is not None:
+            visit.caller.quota.take_tokens(visit.tokens)
+        if self._log is not None:
+            self._log.add(visit, method, status, took_s)
+
+    def finish(self) -> None:
+        """Write what is left of the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+class JournalMiddleware:
+    """Makes a visit of each HTTP request that goes through the framework, and answers those whose key lets nobody in.
+
+    Routes find in `request.state.arrived_s` when the request came.
+    """
+
+    def __init__(self, app: ASGIApp, journal: Journal, failures: Failures) -> None:
+        self.app = app
+        self._journal = journal
+        self._failures = failures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a `send` that sees the status."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = _GONE  # stays when nobody was left to answer
+        visit = self._journal.open(time.monotonic(), _header(scope["headers"], REQUEST_ID))
+        scope.setdefault("state", {})["arrived_s"] = visit.arrived_s
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *self._journal.headers(visit)]
+            await send(message)
+
+        token = VISIT.set(visit)
+        try:
+            try:
+                self._journal.admit(visit, _header(scope["headers"], AUTHORIZATION), scope["path"])
+            except ServiceError as error:
+                response = self._failures.respond_to(error, scope["method"], scope["path"])
+                await response(scope, receive, watched_send)
+            else:
+                await self.app(scope, receive, watched_send)
+        finally:
+            VISIT.reset(token)
+            visit.route = getattr(scope.get("route"), "path", visit.route)
+            self._journal.close(visit, scope["method"], status)
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    return next((value for key, value in headers if key == name), None)

@@ -1,0 +1,77 @@
+"""What is known of a request while it is answered: who asks, whom, and how it went."""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from service.errors import ForbiddenError
+from service.keys import Caller
+
+if TYPE_CHECKING:  # the supervisor, which forks, has no use for NumPy and tokenizers
+    from service.engine.request import Classified
+
+UNMATCHED = "unmatched"
+"""The route of requests to paths that do not exist: what clients invent must not become a label value."""
+
+
+class Visited(Protocol):
+    """A model, as far as a request that asks it has to do with it."""
+
+    name: str
+    version: str
+    visitors: int
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request, from its arrival to its answer. Times are seconds, `arrived_s` on the clock `time.monotonic`."""
+
+    arrived_s: float
+    caller: Caller | None = None
+    """Who asks; None while keys are off."""
+    request_id: str = ""
+    route: str = UNMATCHED
+    model: str = ""
+    version: str = ""
+    dialect: str = ""
+    error: str = ""
+    """The code of the error that it was answered with."""
+    inputs: int = 0
+    tokens: int = 0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    _held: list[Visited] = field(default_factory=list)
+
+    def may_ask(self, model: str) -> bool:
+        """Say whether the caller's key allows a model."""
+        return self.caller is None or self.caller.may_ask(model)
+
+    def choose(self, model: Visited) -> None:
+        """Note whom the request asks; raises ForbiddenError when the caller may not."""
+        if not self.may_ask(model.name):
+            raise ForbiddenError(f"key {self.caller.id if self.caller else ''} does not allow model {model.name}")
+        self.model, self.version = model.name, model.version
+
+    def hold(self, model: Visited) -> None:
+        """Keep a model from being closed until the visit is over."""
+        model.visitors += 1
+        self._held.append(model)
+
+    def release(self) -> None:
+        """Let go of what it holds."""
+        for model in self._held:
+            model.visitors -= 1
+        self._held.clear()
+
+    def take(self, results: Sequence["Classified"]) -> None:
+        """Note what the engine did for it; of times the longest."""
+        self.inputs = len(results)
+        for one in results:
+            self.tokens += len(one.encoding.ids)
+            self.queue_s = max(self.queue_s, one.queue_s)
+            self.inference_s = max(self.inference_s, one.inference_s)
+
+
+VISIT: ContextVar[Visit] = ContextVar("visit")
+"""The visit that the running task is for. Only requests that go through the framework have one."""

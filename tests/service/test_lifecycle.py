@@ -1,0 +1,304 @@
+"""Models come and go while requests are answered."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+
+from bundle import LAYOUT, open_bundle
+from service.app import create_app
+from service.board import Seat
+from service.model import Model
+from service.wishes import Report, Wishes, WishFolder
+from tests.service.helpers import Wire, changed, label_request, lifespan, settings_for, until
+from tests.service.test_keys import FILE, bearer
+from tests.service.test_server import free_port, process, wait_until_ready
+from tests.support.bundles import make_bundle
+
+
+@asynccontextmanager
+async def administered(tmp_path, folder, **more):
+    """The service over a folder of models, with an administrator's client."""
+    (tmp_path / "keys.toml").write_text(FILE)
+    (tmp_path / "word").mkdir()
+    settings = settings_for(
+        model_folder=folder, keys_file=tmp_path / "keys.toml", admin=True, shutdown_timeout_s=5, **more
+    )
+    app = create_app(settings, seat=Seat(folder=tmp_path / "word"))
+    async with lifespan(app) as client:
+        client.headers.update(bearer("operator"))
+        client.app = app
+        await until(lambda: app.state.registry.ready)
+        yield client
+
+
+def states(index: list[dict]) -> dict[str, str]:
+    return {one["name"]: one["state"] for one in index}
+
+
+def test_load_and_unload_as_tritons_clients_ask(tmp_path):
+    make_bundle(tmp_path / "models" / "one", name="one")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            make_bundle(tmp_path / "models" / "folder-of-two", name="two")
+            before = await client.post("/v1/models/two/classify", json={"inputs": "good"})
+            loaded = await client.post("/v2/repository/models/two/load")
+            after = await client.post("/v1/models/two/classify", json={"inputs": "good"})
+            everything = states((await client.post("/v2/repository/index")).json())
+            unloaded = await client.post("/v2/repository/models/one/unload")
+            gone = await client.post("/v1/models/one/classify", json={"inputs": "good"})
+            index = (await client.post("/v2/repository/index")).json()
+            metrics = (await client.get("/metrics")).text
+            again = await client.post("/v1/admin/models/one/load")
+            back = await client.post("/v1/models/one/classify", json={"inputs": "good"})
+            missing = await client.post("/v2/repository/models/none/load")
+            return (
+                [one.status_code for one in (before, loaded, after, unloaded, gone, again, back, missing)],
+                everything,
+                index,
+                metrics,
+                again.json(),
+            )
+
+    statuses, everything, index, metrics, again = asyncio.run(run())
+    assert statuses == [404, 200, 200, 200, 404, 200, 200, 404]
+    assert everything == {"one": "READY", "two": "READY"}
+    assert states(index) == {"one": "UNAVAILABLE", "two": "READY"}
+    assert next(entry["reason"] for entry in index if entry["name"] == "one") == "unloaded"
+    assert 'limbeck_model_ready{model="two"' in metrics
+    assert 'limbeck_model_ready{model="one"' not in metrics, "what was asked to go is no reason for an alarm"
+    assert again == {"name": "one", "versions": ["1"], "state": "ready", "problem": ""}
+
+
+def test_a_swap_under_load_loses_no_request_and_changes_the_scores_between_two(tmp_path):
+    """Two bundles with other weights in the same folder; every answer is one's or the other's, first the old ones."""
+    old = make_bundle(tmp_path / "models" / "tiny", seed=0)
+    new = make_bundle(tmp_path / "tiny-2", seed=1)
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            key = ("Authorization", bearer("full")["Authorization"])
+            answers, stop = [], asyncio.Event()
+
+            async def ask(directly: bool):
+                wire = Wire(client.app, asyncio.get_running_loop())
+                while not stop.is_set():
+                    if directly:
+                        head, body = label_request("very good").split(b"\r\n\r\n")
+                        wire.protocol.data_received(head + b"\r\n%b: %b\r\n\r\n" % tuple(map(str.encode, key)) + body)
+                        status, _, raw = await wire.answer()
+                        answers.append((status, json.loads(raw)))
+                    else:
+                        response = await client.post("/v1/classify", json={"inputs": "very good"})
+                        answers.append((response.status_code, response.json()))
+                    await asyncio.sleep(0)
+
+            asking = [asyncio.create_task(ask(directly)) for directly in (True, True, False)]
+            await until(lambda: len(answers) > 50)
+            shutil.rmtree(old.folder)
+            new.folder.rename(old.folder)
+            assert (await client.post("/v1/admin/models/tiny/load")).status_code == 200
+            swapped = len(answers)
+            await until(lambda: len(answers) > swapped + 50)
+            stop.set()
+            await asyncio.gather(*asking)
+            return answers, swapped
+
+    answers, swapped = asyncio.run(run())
+    assert {status for status, _ in answers} == {200}
+    scores = [answer["results"][0]["labels"][0]["score"] for _, answer in answers]
+    kinds = sorted(set(scores), key=scores.index)
+    assert len(kinds) == 2
+    assert scores[:50] == [kinds[0]] * 50
+    assert set(scores[swapped:]) == {kinds[1]}
+
+
+@pytest.mark.parametrize("harm", ["hash", "golden", "missing"])
+def test_a_bundle_that_fails_never_serves_and_the_old_one_goes_on(tmp_path, harm):
+    bundle = make_bundle(tmp_path / "models" / "tiny")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            first = (await client.post("/v1/classify", json={"inputs": "good"})).json()
+            if harm == "hash":
+                with bundle.path(LAYOUT.model("fp32")).open("ab") as file:
+                    file.write(b"x")
+            elif harm == "golden":
+                line = b'{"text": "good", "scores": {"fp32": [0.9, 0.1]}}\n'
+                broken = changed(bundle, tmp_path / "broken", files={LAYOUT.golden: line})
+                shutil.rmtree(bundle.folder)
+                broken.folder.rename(bundle.folder)
+            else:
+                bundle.path(LAYOUT.tokenizer).unlink()
+            failed = await client.post("/v1/admin/models/tiny/load")
+            by_triton = await client.post("/v2/repository/models/tiny/load")
+            listed = (await client.get("/v1/admin/models")).json()["data"]
+            still = await client.post("/v1/classify", json={"inputs": "good"})
+            metrics = (await client.get("/metrics")).text
+            ready = (await client.get("/health/ready")).status_code
+            return first, failed, by_triton, listed, still, metrics, ready
+
+    first, failed, by_triton, listed, still, metrics, ready = asyncio.run(run())
+    assert failed.status_code == 409
+    assert failed.json()["error"]["code"] == "load_failed"
+    assert by_triton.status_code == 400
+    assert by_triton.json() == {"error": failed.json()["error"]["message"]}
+    assert [(one["state"], bool(one["problem"])) for one in listed] == [("ready", True)]
+    assert still.json() == first
+    assert 'limbeck_model_load_failures_total{model="tiny"} 2.0' in metrics
+    assert ready == 200
+
+
+def test_a_watched_folder_is_followed(tmp_path):
+    models = tmp_path / "models"
+    make_bundle(models / "one", name="one")
+    spare = make_bundle(tmp_path / "spare", name="two")
+
+    async def run():
+        async with administered(tmp_path, models, watch_models_s=0.05) as client:
+            names = client.app.state.registry.names
+            spare.folder.rename(models / "two")
+            await until(lambda: names() == ["one", "two"])
+            (models / "broken").mkdir()
+            (models / "broken" / LAYOUT.manifest).write_text("{}")
+            await until(lambda: "broken" in client.app.state.lifecycle.failures)
+            shutil.rmtree(models / "broken")
+            shutil.rmtree(models / "one")
+            await until(lambda: names() == ["two"] and not client.app.state.lifecycle.failures)
+            return (await client.get("/metrics")).text
+
+    assert 'limbeck_model_load_failures_total{model="broken"} 1.0' in asyncio.run(run()), "tried once, not at each look"
+
+
+def test_a_request_that_has_chosen_a_model_is_answered_by_it(tmp_path, monkeypatch):
+    """A body that is still coming when its model goes out of service."""
+    make_bundle(tmp_path / "models" / "one", name="one")
+    make_bundle(tmp_path / "models" / "two", name="two")
+    closed = []
+    close = Model.close
+
+    async def watched_close(self, timeout_s):
+        closed.append(self.name)
+        await close(self, timeout_s)
+
+    monkeypatch.setattr(Model, "close", watched_close)
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            go_on = asyncio.Event()
+            body = json.dumps(
+                {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
+            ).encode()
+
+            async def slowly():
+                yield body[:10]
+                await go_on.wait()
+                yield body[10:]
+
+            asking = asyncio.create_task(client.post("/v2/models/one/infer", content=slowly()))
+            model = client.app.state.registry.find("one")
+            # httpx' ASGI transport reads the body as the app does: the route has chosen its model by then
+            await until(lambda: model.visitors == 1)
+            await client.post("/v1/admin/models/one/unload")
+            none = (await client.post("/v2/models/one/infer", content=body)).status_code
+            before = list(closed)
+            go_on.set()
+            answer = await asking
+            await until(lambda: closed == ["one"])
+            return none, before, answer.status_code, model.visitors
+
+    assert asyncio.run(run()) == (404, [], 200, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_workers_follow_an_administrator_and_a_signal(tmp_path, workers):
+    models = tmp_path / "models"
+    make_bundle(models / "one", name="one")
+    make_bundle(models / "two", name="two")
+    keys = tmp_path / "keys.toml"
+    keys.write_text(FILE)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def everywhere(path: str, headers: dict[str, str]) -> set[int]:
+        """The statuses of several connections: they go to the workers in turn."""
+        return {httpx.post(url + path, json={"inputs": "good"}, headers=headers).status_code for _ in range(6)}
+
+    settings = {"model_folder": models, "workers": workers, "keys_file": keys, "admin": "true", "sessions": workers}
+    with process(port, **settings) as running:
+        wait_until_ready(running, url)
+        operator = bearer("operator")
+        assert httpx.post(f"{url}/v1/admin/models/two/unload", headers=operator).status_code == 200
+        assert everywhere("/v1/models/two/classify", operator) == {404}
+        assert httpx.post(f"{url}/v1/admin/models/two/load", headers=operator).status_code == 200
+        assert everywhere("/v1/models/two/classify", operator) == {200}
+        shutil.rmtree(models / "two")
+        keys.write_text(FILE.replace('"operator"', '"boss"'))
+        os.kill(running.pid, signal.SIGHUP)
+
+        async def gone():
+            await until(lambda: everywhere("/v1/models/two/classify", operator) == {404})
+
+        asyncio.run(gone())
+        assert httpx.get(f"{url}/v1/admin/models", headers=operator).json()["data"] == [
+            {"name": "one", "versions": ["1"], "state": "ready", "problem": ""}
+        ]
+        assert 'key="boss"' in httpx.get(f"{url}/metrics").text
+        assert everywhere("/v1/models/one/classify", operator) == {200}
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_a_worker_that_starts_again_keeps_out_what_was_unloaded(tmp_path):
+    models = tmp_path / "models"
+    make_bundle(models / "one", name="one")
+    make_bundle(models / "two", name="two")
+    (tmp_path / "word").mkdir()
+    WishFolder(tmp_path / "word", 0).ask(lambda unloaded: unloaded | {"two"})
+
+    async def run():
+        app = create_app(settings_for(model_folder=models, default_model="two"), seat=Seat(folder=tmp_path / "word"))
+        async with lifespan(app):
+            await until(lambda: app.state.registry.ready)
+            return app.state.registry.names()
+
+    assert asyncio.run(run()) == ["one"]
+
+
+def test_wishes_are_numbered_and_reports_are_whole(tmp_path):
+    first, second = WishFolder(tmp_path, 0), WishFolder(tmp_path, 1)
+    assert first.read() == Wishes(0, frozenset())
+    assert first.ask(lambda unloaded: unloaded | {"a"}) == 1
+    assert second.ask(lambda unloaded: unloaded | {"b"}) == 2
+    assert second.ask() == 3
+    assert first.read() == Wishes(3, frozenset({"a", "b"}))
+    assert first.reported(1) == Report(-1, {})
+    second.report(Report(3, {"c": "why"}))
+    assert first.reported(1) == Report(3, {"c": "why"})
+
+
+def test_scores_are_those_of_the_bundle_that_is_served(tmp_path):
+    """After a swap the service's scores are the new bundle's golden ones."""
+    make_bundle(tmp_path / "models" / "tiny", seed=0)
+    new = make_bundle(tmp_path / "new", seed=5)
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            shutil.rmtree(tmp_path / "models" / "tiny")
+            new.folder.rename(tmp_path / "models" / "tiny")
+            await client.post("/v1/admin/models/tiny/load")
+            golden = open_bundle(tmp_path / "models" / "tiny").golden()
+            answer = await client.post("/v1/classify", json={"inputs": [one.text for one in golden]})
+            return golden, answer.json()["results"]
+
+    golden, results = asyncio.run(run())
+    for one, result in zip(golden, results, strict=True):
+        found = {entry["label"]: entry["score"] for entry in result["labels"]}
+        np.testing.assert_allclose([found["negative"], found["positive"]], one.scores["fp32"], atol=1e-4)
