@@ -29,6 +29,7 @@ from compress.pack_texts import SEED, Texts, find_texts, holds_pairs
 from compress.package import all_checks, assemble, drawn, judged, refusal
 from compress.pipeline import quiet_libraries, show
 from compress.recipe import Export
+from compress.reference import MOST_TEXTS
 from compress.report import PACKED
 from compress.stage import library_versions
 from compress.tasks import SPECS, TaskSpec
@@ -215,6 +216,7 @@ def _package(
         tokenizer=original.tokenizer_path,
         max_length=original.max_length,
         golden=drawn(texts.test, settings.evaluate.golden_inputs, SEED),
+        reference=drawn(texts.test, MOST_TEXTS, SEED),
         metrics=metrics,
         baselines=[],
         lineage=Lineage(

@@ -19,6 +19,7 @@ from compress.gate import Check, Measured, SliceDrop, check_gate, failures_table
 from compress.machine import describe_machine
 from compress.measure import STUDENT
 from compress.recipe import Gate
+from compress.reference import MOST_TEXTS, reference_statistics
 from compress.report import model_card
 from compress.stage import Run, library_versions, write_atomic
 from compress.tasks import TaskSpec
@@ -74,6 +75,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         tokenizer=run.folder("distill") / distill.TOKENIZER,
         max_length=recipe.data.max_length,
         golden=drawn(run.splits.test, recipe.evaluate.golden_inputs, recipe.seed),
+        reference=drawn(run.splits.test, MOST_TEXTS, recipe.seed),
         metrics=metrics,
         baselines=evaluate.read_baselines(run.folder("evaluate")),
         lineage=lineage,
@@ -95,11 +97,15 @@ def assemble(
     tokenizer: Path,
     max_length: int,
     golden: Sequence[Example],
+    reference: Sequence[Example],
     metrics: Sequence[StageMetrics],
     baselines: Sequence[BaselineMetrics],
     lineage: Lineage,
 ) -> Bundle:
-    """Write a bundle of these variants, with the golden scores they have here; raises BundleError and OSError."""
+    """Write a bundle of these variants, with the golden scores they have here; raises BundleError and OSError.
+
+    What the model does in service is later compared with what its first variant to be served does on `reference`.
+    """
     sessions = {variant: Session(path, labels=len(labels)) for variant, path in models.items()}
     first = sessions[variants[0].name]
     thresholds = None if fitted.thresholds is None else dict(zip(labels, fitted.thresholds, strict=True))
@@ -123,9 +129,13 @@ def assemble(
         lineage=lineage,
         files={},
     )
+    reader = Tokenizer(tokenizer, max_length)
+    served = next(variant.name for variant in variants if variant.servable)
+    statistics = reference_statistics(reference, spec, labels, fitted, sessions[served], reader)
+    manifest = manifest.model_copy(update={"reference_statistics": statistics})
     files: dict[str, Path | bytes] = {LAYOUT.model(variant): path for variant, path in models.items()}
     files[LAYOUT.tokenizer] = tokenizer
-    files[LAYOUT.golden] = golden_lines(golden, spec, fitted.temperature, sessions, Tokenizer(tokenizer, max_length))
+    files[LAYOUT.golden] = golden_lines(golden, spec, fitted.temperature, sessions, reader)
     files[LAYOUT.card] = model_card(manifest, {file: _size(source) for file, source in files.items()}).encode()
     return write_bundle(target, manifest, files)
 

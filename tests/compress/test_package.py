@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from bundle import LAYOUT, Task, open_bundle
 from bundle.manifest import BatchInvariance, Interval, StageMetrics
@@ -179,3 +180,32 @@ def test_golden_inputs_are_drawn_by_seed(single: Finished) -> None:
     assert drawn == package.drawn(test, 10, seed=1) != package.drawn(test, 10, seed=2)
     assert [e for e in test if e in drawn] == drawn
     assert package.drawn(test, 10_000, seed=1) == test
+
+
+@pytest.mark.parametrize("task", ["single-label", "multi-label", "pair"])
+def test_what_drift_is_compared_with_is_what_the_service_gives(finished: Callable[[str], Finished], task: str) -> None:
+    """The bundle's own test texts, sent to the service, give the mix of labels that the manifest holds."""
+    run = finished(task)
+    bundle = run.bundle
+    reference = bundle.manifest.reference_statistics
+    assert reference is not None
+    rows = run.rows("test")
+    texts = [{name: row[name] for name in ("text", "text_pair")} if "text_pair" in row else row["text"] for row in rows]
+
+    async def ask() -> str:
+        async with running(settings_for(bundle)) as client:
+            for text in texts:
+                assert (await client.post("/v1/classify", json={"inputs": [text]})).status_code == 200
+            return str((await client.get("/metrics")).text)
+
+    samples = {
+        (sample.name, sample.labels.get("label")): sample.value
+        for family in text_string_to_metric_families(asyncio.run(ask()))
+        for sample in family.samples
+    }
+    assert reference["texts"] == len(texts)
+    for label, share in reference["label_share"].items():
+        assert samples["limbeck_predictions_total", label] == pytest.approx(share * len(texts))
+        assert samples["limbeck_reference_label_share", label] == pytest.approx(share)
+    tokens = samples["limbeck_tokens_total", None]
+    assert samples["limbeck_unknown_tokens_total", None] / tokens == pytest.approx(reference["unknown_token_share"])
