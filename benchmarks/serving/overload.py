@@ -100,6 +100,8 @@ def overload(pid: int, port: int, requests: list[bytes], peak: float, arguments:
         for status, latencies in loop.by_status.items():
             counts[status] = counts.get(status, 0) + len(latencies)
     shares = [one / peak for one in goodput]
+    # the goodput that is missing was spent on what was offered and refused
+    costs = [(peak - one) / max(arguments.times * peak - one, 1) for one in goodput]
     growth = memory[-1] / memory[0] - 1
     rows = [
         ("goodput", f"{spread(goodput, 0)}/s", f"at least {LEAST_GOODPUT:.0%} of peak", min(shares) >= LEAST_GOODPUT),
@@ -118,6 +120,7 @@ def overload(pid: int, port: int, requests: list[bytes], peak: float, arguments:
             statistics.median(p50 for p50, _ in refused) < MOST_REFUSAL_MS,
         ),
         ("refused, p99", f"{spread([p99 for _, p99 in refused], 1)} ms"),
+        ("a refusal costs, of an answer", f"{spread([100 * cost for cost in costs], 0)} %"),
         ("sent after its time, p99", f"{spread(late, 1)} ms"),
         (
             "highest memory (PSS), by round",
