@@ -118,11 +118,7 @@ def _steps(result: Result) -> str:
             errors,
             number(outcome.lag_p99_ms),
         ]
-        told = (
-            ""
-            if step.verdict is None
-            else step.verdict.reason + (f": {step.verdict.detail}" if step.verdict.detail else "")
-        )
+        told = "" if step.verdict is None else str(step.verdict)
         row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f'<tr>{row}<td>{outcome.samples:,}</td><td class="text">{escape(told)}</td></tr>')
     head = "".join(f"<th>{name}</th>" for name in [*names, "samples"])

@@ -36,6 +36,10 @@ class Verdict:
         """Whether it did."""
         return self.reason is Reason.HELD
 
+    def __str__(self) -> str:
+        """Say so in words."""
+        return "held" if self.held else f"failed by {self.reason}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class Objective:

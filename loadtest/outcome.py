@@ -16,6 +16,7 @@ SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 _MOST_MOMENTS = 300
 _LAG_MS = 1.0
 _LAG_SHARE = 0.2
+_BUSY = 0.5  # of a CPU; sending comes in bursts
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,16 @@ class Outcome:
     @property
     def generator_note(self) -> str:
         """What is to be said where it does."""
+        why = "more processes may help" if self.generator_busy else "other programs have this machine's processors"
         return (
             f"the load generator was the limit: 1 % of the requests left {self.lag_p99_ms:,.1f} ms or more after their "
-            f"time (its busiest process used {self.cpu_share:.0%} of a CPU)"
+            f"time; its busiest process used {self.cpu_share:.0%} of a CPU: {why}"
         )
+
+    @property
+    def generator_busy(self) -> bool:
+        """Whether a process that sends had much to do: more of them would help."""
+        return self.cpu_share > _BUSY
 
     def percentile_ms(self, share: float) -> float:
         """Return the percentile; nan where nothing was answered."""

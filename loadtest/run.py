@@ -152,9 +152,11 @@ class _Test:
         if confirming:
             seconds = max(seconds, self._options.seconds)
         while True:
-            verdict = goal.judge(self._step(rate, seconds))
+            outcome = self._step(rate, seconds)
+            verdict = goal.judge(outcome)
             more = min(2 * self._fleet.size, _cpus())
-            if verdict.reason is not Reason.GENERATOR or self._options.processes or more == self._fleet.size:
+            helps = outcome.generator_busy and more > self._fleet.size and not self._options.processes
+            if verdict.reason is not Reason.GENERATOR or not helps:
                 return verdict
             self._console.print(f"one more try with {more} processes", highlight=False)
             self._fleet.grow(more)

@@ -8,7 +8,7 @@ from loadtest.objective import Reason, Verdict
 
 _PRECISION = 1.05
 """The rate that failed is at most this much above the one that held."""
-_LEAST_RATE = 0.5
+_LEAST_RATE = 1.0
 _CONFIRMATIONS = 4
 _STEP_DOWN = 0.95
 

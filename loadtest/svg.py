@@ -83,9 +83,10 @@ class _Scale:
 
 def _ticks(high: float) -> list[tuple[float, str]]:
     """Return round numbers from 0 to above the highest value."""
-    step = 10 ** math.floor(math.log10(high)) if high > 0 else 1.0
+    high = high or 1.0
+    step = 10 ** math.floor(math.log10(high))
     step = next(step * part for part in (0.2, 0.5, 1, 2) if high / (step * part) <= 6)
-    return [(number * step, f"{number * step:,.6g}") for number in range(math.ceil(high / step) + 1)] or [(0.0, "0")]
+    return [(number * step, f"{number * step:,.6g}") for number in range(math.ceil(high / step) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:

@@ -38,7 +38,7 @@ def steps_table(result: Result) -> Table:
     for name in [*columns, *(["objective"] if verdicts else [])]:
         table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=name != "objective")
     for step in result.steps:
-        table.add_row(*cells(step), *([_verdict(step)] if verdicts else []))
+        table.add_row(*cells(step), *([str(step.verdict.reason)] if step.verdict else []))
     return table
 
 
@@ -60,25 +60,20 @@ def cells(step: StepResult) -> list[str]:
     ]
 
 
-def _verdict(step: StepResult) -> str:
-    if step.verdict is None or step.verdict.held:
-        return "held"
-    return f"failed by {step.verdict.reason}: {step.verdict.detail}"
-
-
 def remarks(result: Result) -> list[str]:
     """Return what the table does not say: errors by kind, the generator, the maximum and what follows from it."""
     outcome = result.main_step.outcome
     lines = [f"errors: {count:,} × {kind}" for kind, count in outcome.errors.items()]
+    verdict = result.main_step.verdict
+    if result.maximum is None and verdict is not None:
+        lines.append(f"objective {result.objective}: {verdict}")
     if outcome.rate_asked is None:
         lines.append(
             "Closed loop: each client waits for its answer before it asks again, so a server that stalls is asked "
             "less, and these latencies hide the stall. Give --rate for what users would have seen."
         )
     elif outcome.generator_limited:
-        lines.append(
-            f"NOT A MEASUREMENT OF THE SERVER: {outcome.generator_note}. Give --processes, or another machine."
-        )
+        lines.append(f"NOT A MEASUREMENT OF THE SERVER: {outcome.generator_note} (--processes, or another machine)")
     else:
         lines.append(
             f"sent on time: half within {number(outcome.lag_p50_ms)} ms of the schedule, 99 % within "
@@ -159,5 +154,5 @@ def step_line(step: StepResult) -> str:
     ends = ["?" if end is None else number(end) for end in (p99.low, p99.high)]
     return (
         f"{load(outcome)} for {outcome.seconds} s: p99 {number(p99.value)} ms [{'–'.join(ends)}], "
-        f"{outcome.samples:,} samples: {_verdict(step)}"
+        f"{outcome.samples:,} samples: {step.verdict}"
     )

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from loadtest.outcome import Collector, Outcome
 from loadtest.result import read_result
 from tests.loadtest import slow_server as server
 from tests.loadtest.slow_server import Behavior, slow_server
+from tests.loadtest.test_generator import connections
 from tests.loadtest.test_search import tick_of
+from tests.support.command import started
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 class FormulaFleet:
     """In the place of the processes: a server with room for `room` requests a second, that answers after `base_s`."""
 
-    room, base_s, most_sent = 100.0, 0.02, 1e9
+    room, base_s, most_sent, busy = 100.0, 0.02, 1e9, 0.9
 
     def __init__(self, settings: object, processes: int) -> None:
         self.size = processes
@@ -50,7 +53,9 @@ class FormulaFleet:
         collector = Collector(step.seconds)
         for second in range(step.seconds):
             latencies = late_s + lag_s + self.base_s * draw.uniform(0.9, 1.1, count // step.seconds)
-            collector.add(0, tick_of(latencies, lag_s=lag_s, second=second))
+            tick = tick_of(latencies, lag_s=lag_s, second=second)
+            tick.busy_s = self.busy
+            collector.add(0, tick)
         return collector.outcome(step.rate, None, self.size)
 
 
@@ -196,6 +201,10 @@ def test_more_processes_are_tried(
     result = read_result(tmp_path / "a.json")
     assert 95 <= result.maximum.rate <= 100
     assert not result.maximum.generator_limited
+    # a process that had little to do was late for another reason
+    formula.busy = 0.1
+    assert "other programs have this machine's processors" in (idle := invoke(*run).stderr)
+    assert "one more try" not in idle
 
 
 def test_an_objective_that_is_missed_is_exit_code_3(formula: type[FormulaFleet], port: int) -> None:
@@ -348,3 +357,20 @@ def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:
     found = invoke("compare", tmp_path / "a.json", tmp_path / "b.json")
     assert found.exit_code == 1
     assert "b.json: found format 9, expected 1" in told(found)
+
+
+def test_ctrl_c_ends_it_and_its_processes() -> None:
+    with slow_server(Behavior()) as port:
+        url = f"http://127.0.0.1:{port}"
+        with started("loadtest", "run", url, "--rate", 50, "--duration", 600, "--warm-up", 0) as running:
+            running.wait_until(lambda: connections(port) > 10)  # one each time it is looked at
+            running.wait_until(lambda: children(running.process.pid) != set())
+            workers = children(running.process.pid)
+            running.send(signal.SIGINT)
+            result = running.result()
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/exe").exists()]
+
+
+def children(pid: int) -> set[int]:
+    return {int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()}

@@ -93,7 +93,7 @@ def test_a_rate_that_held_by_luck_is_not_reported() -> None:
 def test_a_server_that_holds_nothing_and_a_generator_that_is_too_slow() -> None:
     found = find_maximum(lambda rate, confirming: Verdict(Reason.ERRORS, ""), 50)
     assert found.rate is None
-    assert found.failed_rate < 1
+    assert found.failed_rate < 2
     limited = find_maximum(lambda rate, confirming: Verdict(Reason.HELD if rate < 1000 else Reason.GENERATOR, ""), 50)
     assert limited.generator_limited
     assert limited.failed_rate is None

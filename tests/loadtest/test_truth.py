@@ -125,7 +125,7 @@ def real(behavior: Behavior, step: Step) -> Outcome:
     """Measure in real time; skip where other programs have the processors."""
     with slow_server(behavior) as port, Fleet(settings(port), 2) as fleet:
         outcome = fleet.measure(step, lambda *_: None)
-    if outcome.lag_p99_ms is not None and outcome.lag_p99_ms > 10:
+    if outcome.lag_p99_ms is not None and outcome.lag_p99_ms > 50:
         pytest.skip(f"the machine is too busy: requests left {outcome.lag_p99_ms:.0f} ms late")
     return outcome
 
