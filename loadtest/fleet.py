@@ -44,6 +44,8 @@ class Fleet:
     def __init__(self, settings: Settings, processes: int) -> None:
         self._settings = settings
         self._members: list[tuple[SpawnProcess, Connection]] = []
+        self.began_s = 0.0
+        """When the measured part of the last step began, by time.monotonic."""
         self.grow(processes)
 
     def __enter__(self) -> Self:
@@ -81,7 +83,7 @@ class Fleet:
     def measure(self, step: Step, on_tick: OnTick) -> Outcome:
         """Carry out a step and return what it measured; raises GeneratorError when a process ends."""
         pipes = {pipe: number for number, (_, pipe) in enumerate(self._members)}
-        start_s = time.monotonic() + _AHEAD_S + step.warm_up_s
+        self.began_s = start_s = time.monotonic() + _AHEAD_S + step.warm_up_s
         for pipe, number in pipes.items():
             self._send(pipe, self._plan(step, start_s, number))
         collector = Collector(step.seconds)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -168,7 +169,7 @@ class _Test:
         with Progress(self._console, load, seconds, self._fleet.size) as progress:
             outcome = self._fleet.measure(step, progress.on_tick)
         verdict = None if self._goal is None else self._goal.judge(outcome)
-        self.steps.append(StepResult(outcome, self._scraper.moments(seconds), verdict))
+        self.steps.append(StepResult(outcome, self._scraper.moments(self._fleet.began_s, seconds), verdict))
         if options.find_max:
             self._console.print(step_line(self.steps[-1]), markup=False, highlight=False, soft_wrap=True)
         return outcome
@@ -193,4 +194,4 @@ def _processes(rate: float) -> int:
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

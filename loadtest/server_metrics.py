@@ -68,13 +68,12 @@ class Scraper:
         if self.found:
             self._thread.join(_TIMEOUT_S)
 
-    def moments(self, seconds: int) -> list[ServerMoment]:
-        """Return the readings of the last `seconds` and forget all before."""
+    def moments(self, began_s: float, seconds: int) -> list[ServerMoment]:
+        """Return what was read in `seconds` from `began_s` (time.monotonic) on, and forget it."""
         self._read()
-        now_s = time.monotonic()
         readings, self._readings = self._readings, self._readings[-1:]
-        recent = [one for one in readings if one.at_s >= now_s - seconds - _EVERY_S]
-        return [_between(first, second, now_s - seconds) for first, second in pairwise(recent)]
+        between = [_between(first, second, began_s) for first, second in pairwise(readings)]
+        return [one for one in between if 0 <= one.at_s <= seconds + _EVERY_S]
 
     def _read_on(self) -> None:
         while not self._ended.wait(_EVERY_S):

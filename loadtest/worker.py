@@ -8,28 +8,33 @@ import resource
 import select
 import selectors
 import signal
+import sys
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 from loadtest.generator import Generator
 from loadtest.messages import READY, Plan, Settings
 
+if sys.platform == "linux":
 
-class _PreciseSelector(selectors.EpollSelector):
-    """Waits microseconds. epoll waits whole milliseconds, and so do asyncio and uvloop, which stand on it: requests
-    that leave up to a millisecond late make a fast server look slow.
-    """
+    class _PreciseSelector(selectors.EpollSelector):
+        """Waits microseconds. epoll waits whole milliseconds, and so do asyncio and uvloop, which stand on it: requests
+        that leave up to a millisecond late make a fast server look slow.
+        """
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait as asked, then take what is ready."""
-        if timeout is not None and timeout > 0:
-            select.select([self.fileno()], [], [], timeout)
-            timeout = 0
-        return super().select(timeout)
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            """Wait as asked, then take what is ready."""
+            if timeout is not None and timeout > 0:
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0
+            return super().select(timeout)
+
+else:
+    _PreciseSelector = selectors.DefaultSelector  # kqueue waits nanoseconds
 
 
 def precise_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop whose timers are good to some ten microseconds."""
+    """Return an event loop whose timers do not wait for the next whole millisecond."""
     return asyncio.SelectorEventLoop(_PreciseSelector())
 
 

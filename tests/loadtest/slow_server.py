@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import itertools
 import multiprocessing
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import httptools
 
@@ -28,6 +30,8 @@ class Behavior:
     stall_s: float = 2.0
     idle_s: float | None = None
     """Connections without a request are closed after that time."""
+    certificate: Path | None = None
+    """With its key, for TLS."""
 
 
 class _Handler(asyncio.Protocol):
@@ -86,7 +90,13 @@ def _main(pipe: Connection, behavior: Behavior) -> None:
     async def serve() -> None:
         delays, answers = itertools.cycle(behavior.delays_s), itertools.cycle(behavior.answers)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Handler(behavior, delays, answers), "127.0.0.1", 0, backlog=2048)
+        tls = None
+        if behavior.certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(behavior.certificate)
+        server = await loop.create_server(
+            lambda: _Handler(behavior, delays, answers), "127.0.0.1", 0, backlog=2048, ssl=tls
+        )
         pipe.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 

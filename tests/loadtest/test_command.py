@@ -3,7 +3,9 @@
 import html.parser
 import json
 import math
+import shutil
 import signal
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,7 @@ class FormulaFleet:
     room, base_s, most_sent, busy = 100.0, 0.02, 1e9, 0.9
 
     def __init__(self, settings: object, processes: int) -> None:
-        self.size = processes
+        self.size, self.began_s = processes, 0.0
 
     def __enter__(self) -> "FormulaFleet":
         return self
@@ -86,19 +88,30 @@ def told(invoked: Invoked) -> str:
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would load, and whether all that is opened is closed."""
+    """What a browser would load; fails where something is closed that was not the last opened."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
         self.tags: list[str] = []
+        self.open: list[str] = []
         self.feed(text)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
         self.loads += [
             value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "data", "action")
         ]
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
 
 def drawings(text: str) -> list[ET.Element]:
@@ -169,6 +182,7 @@ def test_a_search_with_capacity(formula: type[FormulaFleet], port: int, tmp_path
     assert all(step.outcome.samples >= 1000 for step in result.steps)  # ten beyond the 99th percentile
     assert result.steps[-1].outcome.seconds == 30
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert Page(page).loads == []
     for part in ("highest rate that held p99<60ms, twice", "replicas for 1000 requests/s", "price of a million texts"):
         assert part in found.stdout, part
         assert part.replace("<", "&lt;") in page, part
@@ -217,6 +231,24 @@ def test_an_objective_that_is_missed_is_exit_code_3(formula: type[FormulaFleet],
     nothing = invoke("run", f"http://127.0.0.1:{port}", "--find-max", "--slo", "p99<60ms")
     assert nothing.exit_code == 3
     assert "no rate held p99<60ms" in nothing.stdout
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "both.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*make.split(), "-keyout", file, "-out", tmp_path / "a.pem"], check=True, capture_output=True)
+    file.write_text(file.read_text() + (tmp_path / "a.pem").read_text())
+    with slow_server(Behavior(certificate=file)) as port:
+        run = ("run", f"https://localhost:{port}", "--rate", 50, *QUICK, "--arrivals", "constant")
+        refused = invoke(*run)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "a.pem"))
+        found = invoke(*run, "--json", tmp_path / "a.json")
+    assert refused.exit_code == 1
+    assert "certificate verify failed" in told(refused)
+    assert found.exit_code == 0, found.stderr
+    outcome = read_result(tmp_path / "a.json").steps[0].outcome
+    assert (outcome.requests, outcome.errors) == (50, {})
 
 
 def test_a_closed_loop_says_what_it_hides() -> None:
