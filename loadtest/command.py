@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from loadtest.arrivals import Arrivals
+from loadtest.dialects import DIALECTS
+
 if TYPE_CHECKING:
     from loadtest.result import Result
 
 OBJECTIVE_MISSED = 3
 """Exit code when the objective was not held, or no rate holds it."""
-
-_DIALECTS = ("native", "tei", "huggingface", "openinference", "vllm", "kserve", "detectors")
-_ARRIVALS = ("poisson", "constant")
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
     ] = "text_pair",
     pairs: Annotated[bool, typer.Option("--pairs", help="Send pairs of texts, for a model that compares two.")] = False,
     batch: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Texts in each request.")] = 1,
-    dialect: Annotated[str, typer.Option(help=f"How to ask: {', '.join(_DIALECTS)} (docs/api.md).")] = "native",
+    dialect: Annotated[str, typer.Option(help=f"How to ask: {', '.join(DIALECTS)} (docs/api.md).")] = "native",
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Model to ask.  [default: the server's]")] = None,
     api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Sent as `Authorization: Bearer`.")] = None,
     arrivals: Annotated[
@@ -85,10 +85,10 @@ def run(
     Examples: `limbeck loadtest run http://localhost:8000 --rate 200 --html report.html`,
     `limbeck loadtest run http://localhost:8000 --find-max --slo 'p99<50ms' --want-rate 5000 --html report.html`
     """
-    if dialect not in _DIALECTS:
-        raise typer.BadParameter(f"--dialect: found {dialect!r}, expected one of {', '.join(_DIALECTS)}")
-    if arrivals not in _ARRIVALS:
-        raise typer.BadParameter(f"--arrivals: found {arrivals!r}, expected one of {', '.join(_ARRIVALS)}")
+    if dialect not in DIALECTS:
+        raise typer.BadParameter(f"--dialect: found {dialect!r}, expected one of {', '.join(DIALECTS)}")
+    if arrivals not in list(Arrivals):
+        raise typer.BadParameter(f"--arrivals: found {arrivals!r}, expected one of {', '.join(Arrivals)}")
     _check_load(rate, clients, find_max, slo)
     for name, number in (("--rate", rate), ("--want-rate", want_rate), ("--price-per-hour", price_per_hour)):
         if number is not None and not 0 < number <= 1e7:
@@ -99,7 +99,6 @@ def run(
         )
     _check_files(json_file, html_file)
 
-    from loadtest.arrivals import Arrivals
     from loadtest.html import write_report
     from loadtest.result import write_result
     from loadtest.run import Options
