@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (downloads about 500 MB the first time; a few minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip -c constraints.txt
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[cpu,compress,examples,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[cpu,compress,loadtest,examples,dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## compress the movie reviews, serve the result, classify two sentences (≤ 12 minutes)

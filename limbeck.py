@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bulk.command import classify
 from limbeck_errors import reported
+from loadtest import command as loadtest
 
 if TYPE_CHECKING:
     from bundle import Bundle
@@ -268,6 +269,12 @@ def _reporting(command: Callable[P, None]) -> Callable[P, None]:
 
 
 app.command()(_reporting(classify))
+loadtest_app = typer.Typer(
+    help="Put a server under load, whichever it is, and say how long its users wait.", no_args_is_help=True
+)
+loadtest_app.command()(_reporting(loadtest.run))
+loadtest_app.command()(_reporting(loadtest.compare))
+app.add_typer(loadtest_app, name="loadtest")
 
 
 def main() -> None:

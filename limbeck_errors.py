@@ -24,6 +24,7 @@ _EXTRAS = {
         }
     ),
     "cpu": frozenset({"onnxruntime"}),
+    "loadtest": frozenset({"hdrh"}),
     "train": frozenset({"peft"}),
 }
 
@@ -42,6 +43,7 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
     from bulk.errors import BulkError
     from bundle import BundleError
     from compress.errors import CompressError, GateError
+    from loadtest.errors import LoadTestError
     from service.engine.errors import EngineError
     from service.errors import StartupError
 
@@ -51,7 +53,7 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
         if error.table is not None:
             _errors.print(error.table)
         raise _failure(str(error), _GATE_FAILED) from error
-    except (BulkError, BundleError, CompressError, EngineError, StartupError) as error:
+    except (BulkError, BundleError, CompressError, EngineError, LoadTestError, StartupError) as error:
         raise _failure(str(error)) from error
     except OSError as error:
         raise _failure(f"{error.filename or 'files'}: {error.strerror or error}") from error

@@ -10,15 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OTHERS = {
-    "bulk": {"compress", "limbeck"},
-    "bundle": {"bulk", "compress", "service", "limbeck"},
-    "compress": {"bulk", "limbeck"},
-    "service": {"bulk", "compress", "limbeck"},
+    "bulk": {"compress", "limbeck", "loadtest"},
+    "bundle": {"bulk", "compress", "service", "limbeck", "loadtest"},
+    "compress": {"bulk", "limbeck", "loadtest"},
+    "loadtest": {"bulk", "bundle", "compress", "service", "limbeck"},
+    "service": {"bulk", "compress", "limbeck", "loadtest"},
 }
 # imports that each room must never make, directly: other rooms, and packages
 FORBIDDEN = {
     "bulk": {"torch", "transformers", "onnx", "onnxruntime", "fastapi", "starlette", "asyncio"},
     "bundle": {"torch", "transformers", "onnx", "onnxruntime", "numpy", "fastapi"},
+    "loadtest": {"torch", "transformers", "onnx", "onnxruntime", "fastapi", "starlette", "uvicorn", "pydantic"},
     "service": {"torch", "transformers", "optimum", "onnx", "pyarrow", "yaml", "typer", "rich"},
     "compress": {"fastapi", "starlette", "uvicorn", "onnxruntime"},
 }
@@ -72,6 +74,13 @@ def test_bulk_takes_what_classifies_and_nothing_of_http() -> None:
         assert {name for name in imports(path) if name.startswith("service")} <= allowed, path
 
 
+def test_a_load_generator_needs_a_few_small_packages_only() -> None:
+    small = {"hdrh", "httptools", "msgspec", "numpy", "prometheus_client", "rich", "typer", "loadtest"}
+    for path in files("loadtest"):
+        tops = {name.partition(".")[0] for name in imports(path)}
+        assert tops <= set(sys.stdlib_module_names) | small, path
+
+
 def test_only_the_session_imports_onnxruntime() -> None:
     users = {str(path.relative_to(ROOT)) for path in files("service") if "onnxruntime" in imports(path)}
     assert users == {"service/engine/session.py"}
@@ -122,6 +131,7 @@ print(sorted(heavy & set(sys.modules)))
         ("onnxruntime", ["verify", "{bundle}"], "pip install 'limbeck[cpu]'"),
         ("onnxruntime", ["serve", "{bundle}"], "pip install 'limbeck[cpu]'"),
         ("onnxruntime", ["classify", "{bundle}", "--text", "good"], "pip install 'limbeck[cpu]'"),
+        ("hdrh", ["loadtest", "run", "http://127.0.0.1:1", "--rate", "5"], "pip install 'limbeck[loadtest]'"),
         ("pyarrow", ["classify", "{bundle}", "{rows}", "--out", "{rows}.out.parquet"], "pip install 'limbeck[bulk]'"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Load tests whose latencies count from the time a request should have left: `limbeck loadtest`."""
