@@ -131,7 +131,7 @@ def test_a_corrupted_bundle_is_refused_in_one_line(cpu_image: str, tmp_path: Pat
 def test_a_missing_bundle_folder_is_an_error_and_is_not_made(cpu_image: str, tmp_path: Path):
     missing = tmp_path / "missing"
     with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, missing) as serving:
-        refused = serving.compose("up", "-d", check=False)
+        refused = serving.compose("up", "-d", "limbeck", check=False)
         assert refused.returncode != 0
         assert f"bind source path does not exist: {missing}" in refused.stderr
     assert not missing.exists()
