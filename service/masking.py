@@ -39,7 +39,7 @@ def _plain() -> dict[int, str]:
 _PLAIN = _plain()
 
 # What may not touch a number: it would be part of something longer, of a decimal, of a name like ISO-4217, of a price.
-_BEFORE = rf"(?<![0-9A-Za-z_#{_DONE}])(?<![0-9A-Za-z{_DONE}]-)(?<![0-9{_DONE}]\.)(?<![$€£¥])"
+_BEFORE = rf"(?<![0-9A-Za-z_{_DONE}])(?<![0-9A-Za-z{_DONE}]-)(?<![0-9{_DONE}]\.)(?<![$€£¥])"
 _AFTER = re.compile(rf"(?![0-9A-Za-z_{_DONE}])(?![.-][0-9{_DONE}])")
 _GROUP = re.compile(r"[0-9A-Za-z]+")
 
@@ -130,7 +130,7 @@ _SECTION = re.compile(
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
-    r"(?:\b(?:order|invoice|ticket|tracking|serial|ref|sku)\b|单号|编号|流水号|序列号|订单|运单)[^0-9\n]{0,8}$",
+    r"(?:\b(?:order|invoice|ticket|tracking|serial|ref|sku)\b|#|单号|编号|流水号|序列号|订单|运单)[^0-9\n]{0,8}$",
     re.IGNORECASE,
 )
 _IPV4 = re.compile(
@@ -231,14 +231,14 @@ _FINDERS: tuple[tuple[str, Finder], ...] = (
         "[RESIDENT_ID]",
         _number_finder(r"[1-9][0-9]{5}[ -]?(?:18|19|20)[0-9]{6}[ -]?[0-9]{3}[0-9Xx]", _is_resident_id),
     ),
-    ("[CARD]", _number_finder(r"[2-69][0-9]{3,18}+(?:[ -][0-9]{1,13}+){0,4}+", _is_card)),
+    ("[CARD]", _number_finder(r"[2-69][0-9]{3,18}+(?:[ .-][0-9]{1,13}+){0,4}+", _is_card)),
     ("[SSN]", _number_finder(_GROUPED_SSN, ssn.is_valid)),
     ("[SSN]", _find_named_ssn),
     ("[PHONE]", _number_finder(r"(?:\+ ?|00)[1-9][0-9]{0,14}+(?:[ .()-]{1,3}+[0-9]{1,14}+){0,7}+", _is_phone)),
     (
         "[PHONE]",
         _number_finder(
-            r"(?:86[ -]?)?1[3-9][0-9](?:[ -]?[0-9]{4}){2}(?! ?(?:元|円|万|亿|%))", _is_chinese_mobile, unless=_COUNTED
+            r"(?:86[ -]?)?1[3-9][0-9](?:[ .-]?[0-9]{4}){2}(?! ?(?:元|円|万|亿|%))", _is_chinese_mobile, unless=_COUNTED
         ),
     ),
 )

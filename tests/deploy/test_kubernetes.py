@@ -1,6 +1,8 @@
 """The manifests by Kubernetes' own schemas, each overlay as Kustomize would put it together."""
 
 import copy
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,21 @@ def test_kserve_serves_the_format_that_the_runtime_names() -> None:
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
     assert {"name": "LIMBECK_MODEL_FOLDER", "value": "/mnt/models"} in container["env"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_kustomize_puts_the_same_together(entry: str) -> None:
+    """So that what is checked above is what a cluster is given."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("no `kubectl` on this machine, which has Kustomize in it")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(KUBERNETES / entry)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = {resource["kind"]: resource for resource in yaml.safe_load_all(done.stdout)}
+    ours = {resource["kind"]: resource for resource in RENDERED[entry]}
+    for resource in theirs.values():
+        resource["metadata"].get("labels", {}).pop("app.kubernetes.io/part-of", None)
+        if not resource["metadata"].get("labels", True):
+            del resource["metadata"]["labels"]
+    assert theirs == ours
