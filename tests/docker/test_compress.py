@@ -17,6 +17,8 @@ def test_compress_is_a_job_whose_bundle_the_service_serves(cpu_image: str, tmp_p
         pytest.skip("no torch wheel in docker/wheels (its README says how): without one the image would bring CUDA")
     tmp_path.chmod(0o755)
     recipe = write_tiny_recipe(tmp_path / "data", "single-label")
+    for path in recipe.parent.rglob("*"):  # safetensors writes files that only their owner reads
+        path.chmod(0o755 if path.is_dir() else 0o644)
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o777)
     user = {} if os.getuid() == 0 else {"LIMBECK_USER": f"{os.getuid()}:{os.getgid()}"}  # never root
