@@ -1,142 +1,23 @@
 """Build the images and run them as docker-compose.yml says, with a real Docker engine."""
 
 import json
-import os
-import shutil
-import subprocess
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from bundle import LAYOUT, write_bundle
+from tests.docker.engine import Project, built, project
 from tests.support.bundles import LABELS, make_bundle
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
 
-TOP = Path(__file__).parents[2]
-COMPOSE_FILE = TOP / "docker-compose.yml"
-# No test measures time: this only keeps a hang from lasting for ever.
-PATIENCE_S = 1200
 UNWANTED = ("torch", "transformers", "optimum", "onnx", "pip", "sklearn", "pytest", "compress")
-
-
-def docker(*arguments: str, env: Mapping[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        ["docker", *arguments], capture_output=True, text=True, timeout=PATIENCE_S, env=env, stdin=subprocess.DEVNULL
-    )
-    if check and done.returncode:
-        pytest.fail(
-            f"docker {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
-        )
-    return done
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> None:
-    """Skip the module where it cannot run, and say why."""
-    if shutil.which("docker") is None:
-        pytest.skip("no `docker` command on this machine")
-    info = docker("info", "--format", "{{.ServerVersion}}", check=False)
-    if info.returncode or not info.stdout.strip():
-        pytest.skip(f"no Docker engine answers `docker info`: {info.stderr.strip()[-200:]}")
-    if docker("compose", "version", check=False).returncode:
-        pytest.skip("this Docker has no `docker compose`")
-
-
-class Project:
-    """docker-compose.yml under a name, a port and image names of its own."""
-
-    def __init__(self, service: str, image: str, bundles: Path, *overrides: Path) -> None:
-        self.name = f"limbeck-test-{uuid.uuid4().hex[:12]}"
-        self.service = service
-        self._files = [argument for file in (COMPOSE_FILE, *overrides) for argument in ("-f", str(file))]
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("LIMBECK_", "COMPOSE_"))}
-        # Port 0 lets Docker choose a free one.
-        self._env = ours | {
-            "LIMBECK_IMAGE": image,
-            "LIMBECK_GPU_IMAGE": image,
-            "LIMBECK_BUNDLE_FOLDER": str(bundles),
-            "LIMBECK_PORT": "0",
-            "LIMBECK_GPU_PORT": "0",
-            "LIMBECK_CPU_LIMIT": "1",
-        }
-
-    def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        # An empty env file: a developer's own `.env` must not change what is tested.
-        options = ["compose", "--env-file", os.devnull, "-p", self.name, *self._files]
-        return docker(*options, *arguments, env=self._env, check=check)
-
-    def up(self) -> None:
-        done = self.compose("up", "-d", "--wait", self.service, check=False)
-        if done.returncode:
-            pytest.fail(f"the service did not become healthy:\n{done.stderr[-4000:]}\n{self.logs()[-8000:]}")
-
-    def logs(self) -> str:
-        done = self.compose("logs", "--no-color", self.service, check=False)
-        return done.stdout + done.stderr
-
-    def inside(self, *command: str, check: bool = False) -> subprocess.CompletedProcess:
-        return self.compose("exec", "-T", self.service, *command, check=check)
-
-    def inspect(self, field: str) -> object:
-        container = self.compose("ps", "-aq", self.service).stdout.strip()
-        return json.loads(docker("inspect", "--format", f"{{{{json .{field}}}}}", container).stdout)
-
-    def client(self) -> httpx.Client:
-        port = self.compose("port", self.service, "8000").stdout.rsplit(":", 1)[1].strip()
-        return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
-
-    def leftovers(self) -> str:
-        label = f"label=com.docker.compose.project={self.name}"
-        return "".join(
-            docker(*listing, "-q", "--filter", label).stdout
-            for listing in (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
-        )
-
-
-@contextmanager
-def project(service: str, image: str, bundles: Path, *overrides: Path) -> Iterator[Project]:
-    it = Project(service, image, bundles, *overrides)
-    try:
-        yield it
-    finally:
-        it.compose("--profile", "gpu", "down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
-        left = it.leftovers()
-    assert left == "", "`docker compose down` left something behind"
-
-
-@contextmanager
-def built(dockerfile: str) -> Iterator[str]:
-    """Build an image under a name of its own and remove it afterwards; the engine keeps its layer cache."""
-    tag = f"limbeck-test:{uuid.uuid4().hex[:12]}"
-    try:
-        docker("build", "-f", str(TOP / "docker" / dockerfile), "-t", tag, str(TOP))
-        yield tag
-    finally:
-        docker("image", "rm", "--force", tag, check=False)
-
-
-@pytest.fixture(scope="module")
-def cpu_image() -> Iterator[str]:
-    with built("Dockerfile") as tag:
-        yield tag
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_bundle(folder / "tiny")
-    folder.chmod(0o755)  # pytest makes it private; the container's user must read it
-    return folder
 
 
 @pytest.fixture(scope="module")
 def serving(cpu_image: str, bundles: Path) -> Iterator[Project]:
-    with project("limbeck", cpu_image, bundles) as it:
+    with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, bundles) as it:
         it.up()
         yield it
 
@@ -165,7 +46,7 @@ def test_serves_a_bundle(serving: Project, bundles: Path):
 
 
 def test_a_bundle_can_be_mounted_by_itself(cpu_image: str, bundles: Path):
-    with project("limbeck", cpu_image, bundles / "tiny") as serving:
+    with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, bundles / "tiny") as serving:
         serving.up()
         assert_answers_as_recorded(serving, bundles / "tiny")
 
@@ -222,7 +103,7 @@ def test_holds_nothing_of_the_offline_half(serving: Project):
 
 
 def test_sigterm_ends_it_cleanly(cpu_image: str, bundles: Path):
-    with project("limbeck", cpu_image, bundles) as serving:
+    with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, bundles) as serving:
         serving.up()
         serving.compose("stop")
         assert serving.inspect("State.Status") == "exited"
@@ -238,7 +119,7 @@ def test_a_corrupted_bundle_is_refused_in_one_line(cpu_image: str, tmp_path: Pat
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
-    with project("limbeck", cpu_image, tmp_path / "tiny") as serving:
+    with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, tmp_path / "tiny") as serving:
         # `run` starts what `up` would, but once: it does not restart what has failed.
         refused = serving.compose("run", "--rm", "-T", "limbeck", check=False)
         output = refused.stdout + refused.stderr
@@ -249,18 +130,17 @@ def test_a_corrupted_bundle_is_refused_in_one_line(cpu_image: str, tmp_path: Pat
 
 def test_a_missing_bundle_folder_is_an_error_and_is_not_made(cpu_image: str, tmp_path: Path):
     missing = tmp_path / "missing"
-    with project("limbeck", cpu_image, missing) as serving:
-        refused = serving.compose("up", "-d", check=False)
+    with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, missing) as serving:
+        refused = serving.compose("up", "-d", "limbeck", check=False)
         assert refused.returncode != 0
         assert f"bind source path does not exist: {missing}" in refused.stderr
     assert not missing.exists()
 
 
-def test_only_the_cpu_service_starts_unasked(bundles: Path):
-    it = Project("limbeck", "unused", bundles)
-    assert it.compose("config", "--services").stdout.split() == ["limbeck"]
-    everything = it.compose("--profile", "gpu", "config", "--services").stdout.split()
-    assert sorted(everything) == ["limbeck", "limbeck-gpu"]
+def test_only_the_cpu_service_and_its_proxy_start_unasked(bundles: Path):
+    it = Project("limbeck", {}, bundles)
+    assert sorted(it.compose("config", "--services").stdout.split()) == ["limbeck", "proxy"]
+    assert "limbeck-gpu" in it.compose("--profile", "gpu", "config", "--services").stdout.split()
 
 
 def make_bundle_for_cuda(folder: Path) -> Path:
@@ -279,7 +159,10 @@ def test_the_gpu_image_serves_on_cpu_where_there_is_no_gpu(tmp_path: Path):
     bundle = make_bundle_for_cuda(tmp_path / "bundle")
     no_device = tmp_path / "no-device.yml"
     no_device.write_text("services:\n  limbeck-gpu:\n    deploy: !reset {}\n")
-    with built("Dockerfile.gpu") as image, project("limbeck-gpu", image, bundle, no_device) as serving:
+    with (
+        built("Dockerfile.gpu") as image,
+        project("limbeck-gpu", {"LIMBECK_GPU_IMAGE": image}, bundle, no_device) as serving,
+    ):
         serving.up()
         assert_answers_as_recorded(serving, bundle)
         assert "variant fp32 on CPUExecutionProvider" in serving.logs()

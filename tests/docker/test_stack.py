@@ -1,0 +1,212 @@
+"""The stack of docker-compose.yml under load: replicas behind the proxy, and what Prometheus sees of them."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.queries import dashboard_queries, rules, selectors
+from tests.deploy.test_metrics import FROM_OTHERS, NOT_YET_GIVEN
+from tests.docker.engine import Project, built, docker, project
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
+
+CLASSIFY = {"inputs": "a good movie"}
+
+
+@pytest.fixture(scope="module")
+def proxy_image(engine: None) -> Iterator[str]:
+    with built("Dockerfile.proxy") as tag:
+        yield tag
+
+
+@pytest.fixture(scope="module")
+def stack(cpu_image: str, proxy_image: str, bundles: Path) -> Iterator[Project]:
+    with project("proxy", {"LIMBECK_IMAGE": cpu_image, "LIMBECK_PROXY_IMAGE": proxy_image}, bundles) as it:
+        it.up("--scale", "limbeck=3")
+        yield it
+
+
+@dataclass
+class Load:
+    """Single requests at a steady rate, whatever becomes of those before; every outcome is kept."""
+
+    url: str
+    rate_per_s: float
+    outcomes: list[tuple[float, int, str]] = field(
+        default_factory=list
+    )  # when it was sent; status, 0 without answer; why
+
+    async def run(self, duration_s: float) -> None:
+        begin_s = time.monotonic()
+        limits = httpx.Limits(max_connections=64)
+        client = httpx.AsyncClient(base_url=self.url, timeout=40, trust_env=False, limits=limits)
+        async with client, asyncio.TaskGroup() as requests:
+            for number in range(int(duration_s * self.rate_per_s)):
+                await asyncio.sleep(max(0.0, begin_s + number / self.rate_per_s - time.monotonic()))
+                requests.create_task(self._ask(client))
+
+    async def _ask(self, client: httpx.AsyncClient) -> None:
+        sent_s = time.time()
+        try:
+            answer = await client.post("/v1/classify", json=CLASSIFY)
+        except httpx.HTTPError as error:
+            self.outcomes.append((sent_s, 0, repr(error)))
+            return
+        why = "" if answer.status_code == 200 else f"{answer.headers} {answer.text}"
+        if answer.status_code in (429, 503) and "retry-after" not in answer.headers:
+            why = f"no Retry-After: {why}"
+        self.outcomes.append((sent_s, answer.status_code, why))
+
+    def summary(self) -> Counter[int]:
+        return Counter(status for _, status, _ in self.outcomes)
+
+
+def answered(container: str) -> float:
+    """Return how many classify requests a replica has answered with 200, by its own metrics."""
+    code = "import urllib.request as u; print(u.urlopen('http://localhost:8000/metrics').read().decode())"
+    text = docker("exec", container, "python", "-c", code).stdout
+    lines = [line for line in text.splitlines() if line.startswith("limbeck_requests_total{")]
+    return sum(float(line.split()[-1]) for line in lines if '"/v1/classify"' in line and 'status="200"' in line)
+
+
+def crash(stack: Project, container: str, image: str) -> None:
+    """Kill a replica's first process from the engine's side, as the kernel does when memory is out.
+
+    `docker kill` would count as a wish of the operator, and a process cannot kill the first one of its own container.
+    """
+    pid = stack.inspect("State.Pid", container)
+    options = ["--rm", "--pid", "host", "--user", "0", "--network", "none", "--entrypoint", "python"]
+    docker("run", *options, image, "-c", f"import os; os.kill({pid}, 9)")
+
+
+def test_no_request_is_lost_when_replicas_die_or_leave(stack: Project, cpu_image: str):
+    replicas = stack.containers("limbeck")
+    assert len(replicas) == 3
+    load = Load(stack.url("proxy", 8080), rate_per_s=60)
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(load.run(25))
+            await asyncio.sleep(5)
+            shares = [await asyncio.to_thread(answered, replica) for replica in replicas]
+            assert min(shares) > 0.2 * sum(shares), "the proxy does not spread requests"
+            await asyncio.to_thread(crash, stack, replicas[0], cpu_image)
+            await asyncio.sleep(5)
+            await asyncio.to_thread(docker, "stop", "--time", "30", replicas[1])
+
+    asyncio.run(scenario())
+    assert len(load.outcomes) == 25 * 60
+    assert load.summary() == {200: 25 * 60}, [outcome for outcome in load.outcomes if outcome[1] != 200][:5]
+    assert stack.inspect("State.ExitCode", replicas[1]) == 0
+    stack.up("--scale", "limbeck=3")  # what died came back by itself, what was stopped is started again
+    assert stack.inspect("RestartCount", replicas[0]) == 1
+    assert [stack.inspect("State.Health.Status", replica) for replica in replicas] == ["healthy"] * 3
+
+
+def test_the_proxy_refuses_what_is_too_large_and_what_is_not_for_clients(stack: Project):
+    with stack.client("proxy", 8080) as client:
+        large = client.post("/v1/classify", content=b" " * 1_048_577, headers={"content-type": "application/json"})
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+        for path in ("/metrics", "/admin/models"):
+            hidden = client.get(path)
+            assert (hidden.status_code, hidden.json()["error"]["code"]) == (404, "not_found")
+        wrong = client.post("/v1/classify", json={"inputs": 1})
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "invalid_input")
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_the_proxys_container_is_confined_like_the_services(stack: Project):
+    status = stack.inside("cat", "/proc/1/status", check=True).stdout
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    assert stack.inside("id", "-u", check=True).stdout.strip() == "10001"
+    assert "Read-only file system" in stack.inside("touch", "/etc/haproxy/x").stderr
+
+
+def test_without_a_replica_the_answer_is_a_503_that_says_when_to_come_again(stack: Project):
+    stack.compose("stop", "limbeck")
+    with stack.client("proxy", 8080) as client:
+        answer = client.post("/v1/classify", json=CLASSIFY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert int(answer.headers["retry-after"]) > 0
+    stack.up("--scale", "limbeck=3")
+    with stack.client("proxy", 8080) as client:
+        assert client.post("/v1/classify", json=CLASSIFY).status_code == 200
+
+
+def test_speaks_tls_when_a_certificate_is_mounted(cpu_image: str, proxy_image: str, bundles: Path, tmp_path: Path):
+    if shutil.which("openssl") is None:
+        pytest.skip("no `openssl` on this machine to make a certificate with")
+    tmp_path.chmod(0o755)
+    chain, key = tmp_path / "chain", tmp_path / "key"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
+    (tmp_path / "tls.pem").write_bytes(chain.read_bytes() + key.read_bytes())
+    (tmp_path / "tls.pem").chmod(0o644)  # the proxy's user must read it
+    images = {"LIMBECK_IMAGE": cpu_image, "LIMBECK_PROXY_IMAGE": proxy_image}
+    with project("proxy", images | {"LIMBECK_CERTIFICATE_FOLDER": str(tmp_path)}, bundles) as secure:
+        secure.up()
+        url = secure.url("proxy", 8443).replace("http://", "https://")
+        trust = ssl.create_default_context(cafile=str(chain))
+        with httpx.Client(verify=trust, trust_env=False, timeout=60) as client:
+            assert client.post(f"{url}/v1/classify", json=CLASSIFY).status_code == 200
+
+
+def ask_prometheus(client: httpx.Client, path: str, **parameters: object) -> list | dict:
+    answer = client.get(f"/api/v1/{path}", params=parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+def test_prometheus_sees_the_rate_that_the_client_sent(cpu_image: str, proxy_image: str, bundles: Path):
+    rate_per_s, duration_s, window_s = 40, 60, 40
+    images = {"LIMBECK_IMAGE": cpu_image, "LIMBECK_PROXY_IMAGE": proxy_image}
+    with (
+        built("Dockerfile.prometheus", "--target", "prometheus") as prometheus,
+        built("Dockerfile.prometheus", "--target", "alertmanager") as alertmanager,
+        project(
+            "prometheus",
+            images | {"LIMBECK_PROMETHEUS_IMAGE": prometheus, "LIMBECK_ALERTMANAGER_IMAGE": alertmanager},
+            bundles,
+        ) as it,
+    ):
+        it.compose("--profile", "observability", "up", "-d", "--wait", "--scale", "limbeck=2", "proxy", "prometheus")
+        with it.client("prometheus", 9090) as client:
+            load = Load(it.url("proxy", 8080), rate_per_s)
+            asyncio.run(load.run(duration_s))
+            assert load.summary() == {200: rate_per_s * duration_s}
+            end_s = load.outcomes[-1][0]
+            query = f'sum(rate(limbeck_requests_total{{route="/v1/classify",status="200"}}[{window_s}s]))'
+            ((_, seen),) = [r["value"] for r in ask_prometheus(client, "query", query=query, time=end_s)["result"]]
+            sent = sum(end_s - window_s < when <= end_s for when, _, _ in load.outcomes) / window_s
+            print(f"\nsent {sent:.3f} requests a second, Prometheus says {seen}")  # noqa: T201
+            assert float(seen) == pytest.approx(sent, rel=0.01)
+
+            loaded = {r["name"] for g in ask_prometheus(client, "rules")["groups"] for r in g["rules"]}
+            assert loaded == {rule.get("alert") or rule["record"] for rule in rules()}
+            targets = ask_prometheus(client, "targets", state="active")["activeTargets"]
+            healthy = Counter(t["labels"]["job"] for t in targets if t["health"] == "up")
+            assert healthy == {"limbeck": 2, "limbeck-proxy": 1, "prometheus": 1}
+            known = set(ask_prometheus(client, "label/__name__/values"))
+            assert {name for name in FROM_OTHERS if name.startswith("haproxy_")} <= known
+            assert ask_prometheus(client, "alertmanagers")["activeAlertmanagers"]
+
+            # What Grafana would ask: only what has not happened, or is not counted yet, has nothing to show.
+            for query in dashboard_queries():
+                filled = query.replace("$__rate_interval", "30s").replace("$model", ".*")
+                shown = ask_prometheus(client, "query", query=filled, time=end_s)["result"]
+                names = {name for name, _ in selectors(query)}
+                rare = {"ALERTS", "limbeck_rejected_total"} | set(NOT_YET_GIVEN)
+                derived = {name for name in names if name.startswith(("limbeck:error_ratio", "limbeck:label_drift"))}
+                assert shown or names & rare or derived, query
