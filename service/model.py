@@ -142,6 +142,7 @@ class Model:
             metrics=metrics.engine(name, version),
             observe=Drift(metrics, self.manifest, self.decider, self.tokenizer.unknown_id).observe,
         )
+        metrics.load_failures.labels(name)  # shown from now on: an increase from nothing is none to Prometheus
         self._shown = metrics.model_ready.labels(name, version, self.variant.name)
         self._shown.set_function(self._readiness)
 
