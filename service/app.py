@@ -118,7 +118,7 @@ def create_app(
     if settings.admin:
         routers["operations"].append(admin.router(registry, lifecycle))
     dialects = _include(app, routers, secured=keyring is not None)
-    journal = Journal(metrics, dialects, keyring, RequestLog() if settings.request_log else None)
+    journal = Journal(metrics, dialects, keyring, RequestLog(settings.log_texts) if settings.request_log else None)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     failures.install(app)
     app.add_middleware(JournalMiddleware, journal=journal, failures=failures)  # outermost: it sees every status

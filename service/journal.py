@@ -43,6 +43,8 @@ class Journal:
         if self._log is not None:
             good = request_id is not None and _GOOD_ID.fullmatch(request_id)
             visit.request_id = request_id.decode() if good and request_id else secrets.token_hex(8)
+            if self._log.wants_texts():
+                visit.texts = ()
         return visit
 
     def admit(self, visit: Visit, authorization: bytes | None, path: str) -> None:

@@ -133,8 +133,12 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(
         default=None, description="file of API keys (docs/configuration.md); without one everybody may ask"
     )
-    request_log: bool = Field(
-        default=False, description="whether each request gets a line of JSON on standard output; never with texts"
+    request_log: bool = Field(default=False, description="whether each request gets a line of JSON on standard output")
+    log_texts: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="share of requests whose texts stand in the request log, personal data masked; 0: none",
     )
     tei_metrics: bool = Field(
         default=False, description="whether `/metrics` also has the names of Text Embeddings Inference, `te_…`"
@@ -172,6 +176,8 @@ class Settings(BaseSettings):
                 f"admin is on, but there are no keys: set {ENV_PREFIX}KEYS_FILE to a file with a key that is an "
                 "administrator's, or anybody could unload the models"
             )
+        if self.log_texts and not self.request_log:
+            raise ValueError(f"log_texts is {self.log_texts}, but request_log is off: set {ENV_PREFIX}REQUEST_LOG=true")
         if self.cuda_graphs and self.provider in ("cpu", "tensorrt"):
             raise ValueError(f"cuda_graphs is on, but provider is {self.provider}; expected cuda or auto")
         if self.tensorrt_cache is not None and self.provider != "tensorrt":

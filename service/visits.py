@@ -10,6 +10,7 @@ from service.keys import Caller
 
 if TYPE_CHECKING:  # the supervisor, which forks, has no use for NumPy and tokenizers
     from service.engine.request import Classified
+    from service.engine.tokenization import TextInput
 
 UNMATCHED = "unmatched"
 """The route of requests to paths that do not exist: what clients invent must not become a label value."""
@@ -41,6 +42,8 @@ class Visit:
     tokens: int = 0
     queue_s: float = 0.0
     inference_s: float = 0.0
+    texts: "Sequence[TextInput] | None" = None
+    """What was asked, of a request whose texts are to be logged; empty until the engine has it."""
     _held: list[Visited] = field(default_factory=list)
 
     def may_ask(self, model: str) -> bool:

@@ -124,6 +124,8 @@ class Classifier:
         """
         if visit.caller is not None:
             visit.caller.quota.check(time.monotonic())
+        if visit.texts is not None:
+            visit.texts = question.inputs
         timeout_ms = question.timeout_ms or self._default_timeout_ms
         deadline_s = question.arrived_s + timeout_ms / 1000 if timeout_ms else None
         future = model.batcher.submit(

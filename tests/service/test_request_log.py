@@ -28,7 +28,7 @@ def lines_of(reading: int) -> list[dict]:
 
 @pytest.fixture
 def logged(pipe, monkeypatch):
-    monkeypatch.setattr(app_module, "RequestLog", lambda: RequestLog(pipe[1]))
+    monkeypatch.setattr(app_module, "RequestLog", lambda share: RequestLog(share, pipe[1]))
     return pipe[0]
 
 
@@ -77,7 +77,7 @@ def test_each_request_has_a_line_on_whatever_way_it_came(tiny_bundle, logged):
 
 def test_a_reader_that_stands_still_holds_nothing_up(pipe, monkeypatch):
     monkeypatch.setattr(request_log, "_MOST_WAITING", 5000)
-    log = RequestLog(pipe[1])  # a pipe holds 64 KiB
+    log = RequestLog(0, pipe[1])  # a pipe holds 64 KiB
     for _ in range(30_000):
         log.add(Visit(0.0, request_id="r"), "POST", 200, 0.001)
     assert 20_000 < log.dropped < 30_000
@@ -92,7 +92,7 @@ def test_a_reader_that_stands_still_holds_nothing_up(pipe, monkeypatch):
 def test_a_reader_that_is_gone_is_counted(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    log = RequestLog(writing)
+    log = RequestLog(0, writing)
     log.add(Visit(0.0, request_id="r"), "POST", 200, 0.001)
     log.close()
     os.close(writing)
@@ -105,3 +105,37 @@ def test_without_a_log_answers_have_no_id(tiny_bundle):
             return await client.post("/v1/classify", json={"inputs": "good"}, headers={"X-Request-ID": "abc"})
 
     assert "x-request-id" not in asyncio.run(run()).headers
+
+
+def test_texts_are_told_only_of_the_share_that_is_asked_for_and_masked(tiny_bundle, logged):
+    texts = ["write to ada@example.org", "card 4111 1111 1111 1111 ok", "a good movie"]
+
+    async def run(share):
+        async with running(settings_for(tiny_bundle, request_log=True, log_texts=share)) as client:
+            wire = Wire(client.app, asyncio.get_running_loop())
+            for text in texts * 10:
+                wire.protocol.data_received(label_request(text))
+                await wire.answer()
+            await client.post("/predict", json={"inputs": texts[0]})
+
+    asyncio.run(run(1.0))
+    lines = lines_of(logged)
+    assert [line["texts"] for line in lines[:3]] == [["write to [EMAIL]"], ["card [CARD] ok"], ["a good movie"]]
+    assert lines[-1]["texts"] == ["write to [EMAIL]"]
+    asyncio.run(run(0.5))
+    told = [line for line in lines_of(logged) if "texts" in line]
+    assert 3 <= len(told) <= 28  # of 31: one run in ten million is outside
+
+
+def test_what_is_cut_is_masked_before(tiny_bundle, logged):
+    """A card number that stands across the place where a long text is cut."""
+    text = "x" * 1990 + " 4111 1111 1111 1111"
+
+    async def run():
+        async with running(settings_for(tiny_bundle, request_log=True, log_texts=1.0)) as client:
+            await client.post("/v1/classify", json={"inputs": text})
+
+    asyncio.run(run())
+    (line,) = lines_of(logged)
+    assert "4111" not in line["texts"][0]
+    assert len(line["texts"][0]) <= 2000
