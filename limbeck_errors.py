@@ -25,6 +25,7 @@ _EXTRAS = {
     ),
     "cpu": frozenset({"onnxruntime"}),
     "loadtest": frozenset({"hdrh"}),
+    "otel": frozenset({"opentelemetry"}),
     "train": frozenset({"peft"}),
 }
 

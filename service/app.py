@@ -5,6 +5,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.routing import APIRoute
@@ -28,6 +29,9 @@ from service.registry import Registry
 from service.request_log import RequestLog
 from service.settings import AUTO, Settings
 from service.tei_metrics import registry_with_aliases
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +122,8 @@ def create_app(
     if settings.admin:
         routers["operations"].append(admin.router(registry, lifecycle))
     dialects = _include(app, routers, secured=keyring is not None)
-    journal = Journal(metrics, dialects, keyring, RequestLog(settings.log_texts) if settings.request_log else None)
+    request_log = RequestLog(settings.log_texts) if settings.request_log else None
+    journal = Journal(metrics, dialects, keyring, request_log, _tracing(settings))
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     failures.install(app)
     app.add_middleware(JournalMiddleware, journal=journal, failures=failures)  # outermost: it sees every status
@@ -137,6 +142,15 @@ def _include(app: FastAPI, routers: Mapping[str, Sequence[APIRouter]], *, secure
             app.include_router(router, dependencies=documented)
             dialects |= {route.path: dialect for route in router.routes if isinstance(route, APIRoute)}
     return dialects
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """Return what sends traces, if the settings name a collector."""
+    if settings.otlp_endpoint is None:
+        return None
+    from service.tracing import Tracing  # of the extra `otel`
+
+    return Tracing(settings.otlp_endpoint, settings.trace_share)
 
 
 def _read_again(keyring: Keyring | None) -> None:

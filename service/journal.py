@@ -4,16 +4,20 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.failures import Failures
-from service.api.names import AUTHORIZATION, REQUEST_ID
+from service.api.names import AUTHORIZATION, REQUEST_ID, TRACEPARENT
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.keys import Keyring, secret_of
 from service.metrics import Metrics
 from service.request_log import RequestLog
 from service.visits import VISIT, Visit
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _OPEN = re.compile(r"/(health(/.*)?|ping|v2/health/.*|metrics|docs(/.*)?|redoc|openapi\.json)")
 _ADMIN = re.compile(r"/(v1/admin/.*|v2/repository/models/.*)")
@@ -28,18 +32,24 @@ class Journal:
     """
 
     def __init__(
-        self, metrics: Metrics, dialects: Mapping[str, str], keyring: Keyring | None, request_log: RequestLog | None
+        self,
+        metrics: Metrics,
+        dialects: Mapping[str, str],
+        keyring: Keyring | None = None,
+        request_log: RequestLog | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._metrics = metrics
         self._dialects = dialects
         self._keyring = keyring
         self._log = request_log
+        self._tracing = tracing
         if request_log is not None:
             metrics.log_lines_dropped.set_function(lambda: float(request_log.dropped))
 
-    def open(self, arrived_s: float, request_id: bytes | None) -> Visit:
+    def open(self, arrived_s: float, request_id: bytes | None, traceparent: bytes | None) -> Visit:
         """Return the visit of a request that has arrived."""
-        visit = Visit(arrived_s)
+        visit = Visit(arrived_s, traceparent=traceparent or b"")
         if self._log is not None:
             good = request_id is not None and _GOOD_ID.fullmatch(request_id)
             visit.request_id = request_id.decode() if good and request_id else secrets.token_hex(8)
@@ -75,11 +85,15 @@ class Journal:
             visit.caller.quota.take_tokens(visit.tokens)
         if self._log is not None:
             self._log.add(visit, method, status, took_s)
+        if self._tracing is not None:
+            self._tracing.record(visit, method, status, took_s)
 
     def finish(self) -> None:
-        """Write what is left of the log."""
+        """Write what is left of log and traces."""
         if self._log is not None:
             self._log.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
 
 class JournalMiddleware:
@@ -99,7 +113,8 @@ class JournalMiddleware:
             await self.app(scope, receive, send)
             return
         status = _GONE  # stays when nobody was left to answer
-        visit = self._journal.open(time.monotonic(), _header(scope["headers"], REQUEST_ID))
+        headers = scope["headers"]
+        visit = self._journal.open(time.monotonic(), _header(headers, REQUEST_ID), _header(headers, TRACEPARENT))
         scope.setdefault("state", {})["arrived_s"] = visit.arrived_s
 
         async def watched_send(message: Message) -> None:
@@ -112,7 +127,7 @@ class JournalMiddleware:
         token = VISIT.set(visit)
         try:
             try:
-                self._journal.admit(visit, _header(scope["headers"], AUTHORIZATION), scope["path"])
+                self._journal.admit(visit, _header(headers, AUTHORIZATION), scope["path"])
             except ServiceError as error:
                 response = self._failures.respond_to(error, scope["method"], scope["path"])
                 await response(scope, receive, watched_send)

@@ -140,6 +140,14 @@ class Settings(BaseSettings):
         le=1,
         description="share of requests whose texts stand in the request log, personal data masked; 0: none",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="collector of OpenTelemetry that takes traces over HTTP, such as http://collector:4318",
+    )
+    trace_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of requests that are traced, of those that come without a trace"
+    )
     tei_metrics: bool = Field(
         default=False, description="whether `/metrics` also has the names of Text Embeddings Inference, `te_…`"
     )

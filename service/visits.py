@@ -1,5 +1,6 @@
 """What is known of a request while it is answered: who asks, whom, and how it went."""
 
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Visit:
     caller: Caller | None = None
     """Who asks; None while keys are off."""
     request_id: str = ""
+    traceparent: bytes = b""
+    """W3C's trace context, as it came."""
     route: str = UNMATCHED
     model: str = ""
     version: str = ""
@@ -42,6 +45,8 @@ class Visit:
     tokens: int = 0
     queue_s: float = 0.0
     inference_s: float = 0.0
+    answered_s: float = 0.0
+    """When the engine was done with it, on the same clock."""
     texts: "Sequence[TextInput] | None" = None
     """What was asked, of a request whose texts are to be logged; empty until the engine has it."""
     _held: list[Visited] = field(default_factory=list)
@@ -69,6 +74,7 @@ class Visit:
 
     def take(self, results: Sequence["Classified"]) -> None:
         """Note what the engine did for it; of times the longest."""
+        self.answered_s = time.monotonic()
         self.inputs = len(results)
         for one in results:
             self.tokens += len(one.encoding.ids)

@@ -128,7 +128,7 @@ class FastPath:
         return self._close(work.visit, Answer(200, headers, body))
 
     def _open(self, head: Head, model: Model, arrived_s: float) -> Visit:
-        visit = self._journal.open(arrived_s, head.request_id)
+        visit = self._journal.open(arrived_s, head.request_id, head.traceparent)
         visit.route = head.target.route
         self._journal.admit(visit, head.authorization, _ASKS_A_MODEL)
         visit.choose(model)

@@ -12,6 +12,7 @@ from service.api.names import (
     REQUEST_ID,
     ROUTE,
     TIMEOUT_HEADER,
+    TRACEPARENT,
     VERSION_ROUTE,
 )
 from service.engine.queue import Priority
@@ -24,7 +25,7 @@ _LONGEST_REMEMBERED = 2048  # bytes
 
 _JSON = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _TIMEOUT, _PRIORITY = TIMEOUT_HEADER.encode(), PRIORITY_HEADER.encode()
-_READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY, AUTHORIZATION, REQUEST_ID))
+_READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY, AUTHORIZATION, REQUEST_ID, TRACEPARENT))
 _CHANGING_THE_BODY = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 _LONGEST_TIMEOUT = len(str(MAX_TIMEOUT_MS))
@@ -48,6 +49,7 @@ class Head(NamedTuple):
     priority: Priority | None
     authorization: bytes | None = None
     request_id: bytes | None = None
+    traceparent: bytes | None = None
 
 
 class Heads:
@@ -62,7 +64,7 @@ class Heads:
         if head in self._known:
             return self._known[head]
         found = self._parse(head)
-        if len(head) <= _LONGEST_REMEMBERED and (found is None or found.request_id is None):
+        if len(head) <= _LONGEST_REMEMBERED and (found is None or not (found.request_id or found.traceparent)):
             if len(self._known) == _MOST_REMEMBERED:
                 self._known.clear()
             self._known[head] = found
@@ -90,6 +92,7 @@ class Heads:
             priority,
             headers.get(AUTHORIZATION),
             headers.get(REQUEST_ID),
+            headers.get(TRACEPARENT),
         )
 
     def _options(self, headers: Headers) -> tuple[int, int | None, Priority | None] | None:
