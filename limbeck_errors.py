@@ -24,7 +24,8 @@ _EXTRAS = {
         }
     ),
     "cpu": frozenset({"onnxruntime"}),
-    "train": frozenset({"peft"}),
+    "llm": frozenset({"httpx"}),
+    "train": frozenset({"accelerate", "optuna", "peft", "tensorboard"}),
 }
 
 _GATE_FAILED = 3

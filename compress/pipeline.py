@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from bundle import LAYOUT, Bundle, BundleError, check_target, open_bundle
-from compress import calibrate, distill, evaluate, export, package, search, targets, teacher, worth
+from compress import calibrate, distill, evaluate, export, label, package, search, targets, teacher, worth
 from compress.batches import autocast_dtype, best_device
 from compress.errors import CompressError
 from compress.models import model_identity
+from compress.recipe import OneTeacher
 from compress.recipe_file import load_recipe
 from compress.report import stage_table, wording, worth_lines
+from compress.savings import price_of, savings_line
 from compress.slices import by_column
 from compress.stage import Run, StageFunction, run_stage
 
@@ -63,7 +66,7 @@ def run_until(run: Run, last: str) -> None:
 def _stages(run: Run) -> list[_Stage]:
     baselines = [_Stage("baselines", _read_by_baselines, worth.run)] if run.recipe.evaluate.baselines else []
     return [
-        _Stage("teacher", _read_by_teacher, teacher.run),
+        *_teachers(run),
         _Stage("targets", _read_by_targets, targets.run),
         _Stage("distill", _read_by_distill, distill.run),
         _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), run.files("distill")], export.run),
@@ -73,6 +76,17 @@ def _stages(run: Run) -> list[_Stage]:
         _Stage("evaluate", _read_by_evaluate, evaluate.run),
         _Stage("package", _read_by_package, package.run),
     ]
+
+
+def _teachers(run: Run) -> list[_Stage]:
+    """Return the stages after which everyone who teaches is there."""
+    config = run.recipe.teacher
+    stages = [_Stage("label", _read_by_label, label.run)] if config.llm is not None else []
+    stages.append(_Stage(teacher.FIRST, partial(_read_by_teacher, config=config), teacher.run))
+    for number, other in enumerate(config.others):
+        work = partial(teacher.run_other, number=number)
+        stages.append(_Stage(teacher.other(number), partial(_read_by_teacher, config=other), work))
+    return stages
 
 
 def _common(run: Run) -> dict[str, Any]:
@@ -89,14 +103,30 @@ def _common(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_by_teacher(run: Run) -> Any:
-    teacher_recipe = run.recipe.teacher
-    return _common(run) | {"recipe": _outcome(teacher_recipe), "model": _identity(run, teacher_recipe.model)}
+def _read_by_label(run: Run) -> Any:
+    config = run.recipe.teacher.llm
+    return _common(run) | {
+        "recipe": None if config is None else config.decides(),
+        "unlabeled_share": run.recipe.distill.unlabeled_share,
+    }
+
+
+def _read_by_teacher(run: Run, config: OneTeacher) -> Any:
+    fine_tune = None if config.fine_tune is None else _outcome(config.fine_tune)
+    labels = run.files("label") if config.fine_tune is not None and run.recipe.teacher.llm is not None else {}
+    recipe = {"model": config.model, "fine_tune": fine_tune}
+    return _common(run) | {"recipe": recipe, "model": _identity(run, config.model), "labels": labels}
 
 
 def _read_by_targets(run: Run) -> Any:
-    config = run.recipe.distill
-    return _common(run) | {"teacher": run.files("teacher"), "recipe": [config.augment, config.unlabeled_share]}
+    recipe = run.recipe
+    names = [stage.name for stage in _teachers(run)]
+    voices = [recipe.teacher.weight, *(other.weight for other in recipe.teacher.others)]
+    return _common(run) | {
+        "teachers": {name: run.files(name) for name in names},
+        "weights": [*voices, recipe.teacher.llm and recipe.teacher.llm.weight],
+        "recipe": [recipe.distill.augment, recipe.distill.unlabeled_share],
+    }
 
 
 def _read_by_distill(run: Run) -> Any:
@@ -162,6 +192,9 @@ def show(bundle: Bundle, console: Console, what: str) -> None:
     """Print what was measured, what the baselines do, and what did not pass the gate."""
     manifest = bundle.manifest
     console.print(stage_table(manifest.metrics, f"{manifest.name}: {what}", wording(manifest)))
+    saved = savings_line(manifest.metrics, price_of(manifest), wording(manifest).reference)
+    if saved is not None:
+        console.print(saved, markup=False, soft_wrap=True)
     for line in worth_lines(manifest.baselines):
         console.print(line, style="yellow" if "NOT" in line else None, markup=False, soft_wrap=True)
     for variant in manifest.variants:
@@ -173,7 +206,7 @@ def show(bundle: Bundle, console: Console, what: str) -> None:
 
 def _outcome(part: BaseModel) -> Any:
     """Return the keys of a part of the recipe that decide what comes out; how often it is saved does not."""
-    return part.model_dump(mode="json", exclude={"checkpoint_seconds": True, "fine_tune": {"checkpoint_seconds"}})
+    return part.model_dump(mode="json", exclude={"checkpoint_seconds"})
 
 
 def _identity(run: Run, reference: str) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from bundle import sha256_file
 from compress.data import Splits, load_splits
+from compress.examples import Example
 from compress.recipe import Recipe
 from compress.recipe_file import located
 from compress.tasks import SPECS, TaskSpec
@@ -53,6 +55,15 @@ class Run:
     def splits(self) -> Splits:
         """The examples; raises DataError."""
         return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed, self.spec)
+
+    @cached_property
+    def unlabeled(self) -> list[Example]:
+        """The unlabeled rows that the recipe uses, in their order: a share of them, drawn by seed."""
+        share, rows = self.recipe.distill.unlabeled_share, self.splits.unlabeled
+        if share == 1:
+            return rows
+        chosen = random.Random(self.recipe.seed).sample(range(len(rows)), round(share * len(rows)))  # noqa: S311 - not for secrets
+        return [rows[index] for index in sorted(chosen)]
 
     @property
     def spec(self) -> TaskSpec:
