@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bulk.command import classify
+from bulk.diff_command import diff
 from limbeck_errors import reported
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def _reporting(command: Callable[P, None]) -> Callable[P, None]:
 
 
 app.command()(_reporting(classify))
+app.command()(_reporting(diff))
 
 
 def main() -> None:
