@@ -52,7 +52,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "float16": run.folder("quantize") / search.HALF_MODEL,
     }
     lineage = Lineage(
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json", exclude={"tune"}),
         data=run.splits.fingerprints(),
         overlap=run.splits.overlap(),
         teachers=_others_who_taught(run),

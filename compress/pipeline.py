@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from compress.recipe_file import load_recipe
 from compress.report import stage_table, wording, worth_lines
 from compress.savings import price_of, savings_line
 from compress.slices import by_column
-from compress.stage import Run, StageFunction, run_stage
+from compress.stage import Run, StageFunction, follow_stage, run_stage
+from compress.team import connect, disband
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,53 @@ class _Stage:
     reads: Callable[[Run], Any]
     """What decides its outcome; it runs anew when that has changed."""
     work: StageFunction
+    follow: Callable[[Run, Path], Any] | None = None
+    """What processes beside the first do in it, where several train together."""
 
 
 def compress(
-    recipe_path: Path, overrides: list[str], out: Path | None, console: Console, force: bool = False
-) -> Bundle:
+    recipe_path: Path,
+    overrides: list[str],
+    out: Path | None,
+    console: Console,
+    force: bool = False,
+    events_folder: Path | None = None,
+) -> Bundle | None:
     """Run a recipe and return the bundle in `OUT/bundle`; a run that was killed goes on where it was.
 
-    `out` is by default `runs/NAME` under the current folder. Raises CompressError (GateError when no variant kept
-    enough, unless `force`), and BundleError when the bundle cannot be written.
+    `out` is by default `runs/NAME` under the current folder. `events_folder` is for TensorBoard. Where a launcher
+    started several processes, all but the first train with it, say nothing, and return None. Raises CompressError
+    (GateError when no variant kept enough, unless `force`), and BundleError when the bundle cannot be written.
     """
     recipe = load_recipe(recipe_path, overrides)
     run = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {}, force)
+    run.events_folder = events_folder
+    run.team = connect()
+    try:
+        if run.team.first:
+            return _lead(run)
+        _follow(run)
+        return None
+    finally:
+        disband()
+
+
+def _follow(run: Run) -> None:
+    run.console = Console(quiet=True)
+    quiet_libraries()
+    try:
+        for stage in _stages(run):
+            follow_stage(run, stage.name, stage.follow)
+    except CompressError:  # the first process meets the same, or has ended
+        raise SystemExit(1) from None
+
+
+def _lead(run: Run) -> Bundle:
+    console = run.console
     check_target(run.out / package.BUNDLE)
-    with _alone(run.out):
+    with alone(run.out):
+        for leftover in (run.out / "work").glob(".process-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         quiet_libraries()
         _introduce(run)
         run_until(run, "package")
@@ -64,11 +99,13 @@ def run_until(run: Run, last: str) -> None:
 
 
 def _stages(run: Run) -> list[_Stage]:
-    baselines = [_Stage("baselines", _read_by_baselines, worth.run)] if run.recipe.evaluate.baselines else []
+    baselines = (
+        [_Stage("baselines", _read_by_baselines, worth.run, worth.follow)] if run.recipe.evaluate.baselines else []
+    )
     return [
         *_teachers(run),
         _Stage("targets", _read_by_targets, targets.run),
-        _Stage("distill", _read_by_distill, distill.run),
+        _Stage("distill", _read_by_distill, distill.run, distill.run),
         _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), run.files("distill")], export.run),
         _Stage("calibrate", _read_by_calibrate, calibrate.run),
         _Stage("quantize", _read_by_quantize, search.run),
@@ -82,10 +119,10 @@ def _teachers(run: Run) -> list[_Stage]:
     """Return the stages after which everyone who teaches is there."""
     config = run.recipe.teacher
     stages = [_Stage("label", _read_by_label, label.run)] if config.llm is not None else []
-    stages.append(_Stage(teacher.FIRST, partial(_read_by_teacher, config=config), teacher.run))
+    stages.append(_Stage(teacher.FIRST, partial(_read_by_teacher, config=config), teacher.run, teacher.run))
     for number, other in enumerate(config.others):
         work = partial(teacher.run_other, number=number)
-        stages.append(_Stage(teacher.other(number), partial(_read_by_teacher, config=other), work))
+        stages.append(_Stage(teacher.other(number), partial(_read_by_teacher, config=other), work, work))
     return stages
 
 
@@ -171,7 +208,12 @@ def _read_by_evaluate(run: Run) -> Any:
 
 def _read_by_package(run: Run) -> Any:
     everything = {name: run.files(name) for name in run.reports if name != "package"}
-    return {"recipe": run.recipe, "data": run.splits.fingerprints(), "all": everything, "force": run.force}
+    return {
+        "recipe": run.recipe.model_dump(mode="json", exclude={"tune"}),
+        "data": run.splits.fingerprints(),
+        "all": everything,
+        "force": run.force,
+    }
 
 
 def _introduce(run: Run) -> None:
@@ -235,7 +277,7 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Hold the output folder for one run at a time."""
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)

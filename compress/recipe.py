@@ -84,6 +84,9 @@ class Training(_Part):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="texts per forward pass; gradients are accumulated up to batch_size"
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="layers keep their inputs alone and run again backward: less memory, more time"
+    )
     learning_rate: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_ratio: Fraction = Field(default=0.1, description="share of the steps in which the rate rises")
@@ -266,6 +269,28 @@ class Gate(_Part):
     )
 
 
+class Range(_Part):
+    """Numbers to search in: whole ones where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="on a logarithmic scale")
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low below high, and above 0 with log; found {self.low} and {self.high}")
+        return self
+
+
+class Tune(_Part):
+    """What `limbeck tune` searches; `limbeck compress` does not read it."""
+
+    space: dict[str, Range | tuple[Any, ...]] = Field(
+        min_length=1, description="a key such as distill.learning_rate -> a list of values, or low, high and log"
+    )
+
+
 def _whole_number_as_text(value: Any) -> Any:
     """Take `version: 2` as it is meant; 1.10 would have lost its zero to YAML and must be quoted."""
     return str(value) if type(value) is int else value
@@ -287,6 +312,7 @@ class Recipe(_Part):
     calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    tune: Tune | None = None
     price_per_core_hour: float | None = Field(
         default=None, gt=0, description="in any currency; the report then states money per million texts"
     )

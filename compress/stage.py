@@ -21,6 +21,7 @@ from compress.examples import Example
 from compress.recipe import Recipe
 from compress.recipe_file import located
 from compress.tasks import SPECS, TaskSpec
+from compress.team import ALONE, Team
 
 LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 CHECKPOINTS = "checkpoints"
@@ -50,6 +51,10 @@ class Run:
     reports: dict[str, StageReport]
     force: bool = False
     """Write the bundle although the gate failed."""
+    team: Team = ALONE
+    """The processes that train together."""
+    events_folder: Path | None = None
+    """Where TensorBoard finds how training goes."""
 
     @cached_property
     def splits(self) -> Splits:
@@ -100,6 +105,19 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def follow_stage(run: Run, name: str, work: Callable[[Run, Path], Any] | None) -> None:
+    """Do in another than the first process what a stage does together, in a folder of its own that is left nowhere."""
+    if not run.team.shared(False) or work is None:
+        run.team.shared(None)
+        return
+    folder = run.out / "work" / f".process-{run.team.rank}" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    work(run, folder)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    run.team.shared(None)
+
+
 def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageReport:
     """Run a stage, resume it, or take over its finished report when it read the same inputs.
 
@@ -109,6 +127,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
     folder = run.folder(name)
     mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions()})
     report = _finished(folder, mark)
+    run.team.shared(report is None)  # whether there is something to do
     if report is not None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # of a run killed just after the stage was finished
         run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
@@ -128,6 +147,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
         # only now: a kill before this line must still find all of them
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     run.reports[name] = report
+    run.team.shared(None)  # it is finished
     return report
 
 

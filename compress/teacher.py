@@ -78,8 +78,10 @@ def _make(run: Run, config: OneTeacher, seed: int, folder: Path, *, first: bool)
             seed=seed,
             folder=folder / CHECKPOINTS,
             console=run.console,
-            title="fine-tuning",
+            title="fine-tuning" if first else f"fine-tuning {config.model.rpartition('/')[2]}",
             metric=spec.metric,
+            team=run.team,
+            events_folder=run.events_folder,
         )
         if fine_tune.lora is not None:
             model = merge(model)
