@@ -151,7 +151,7 @@ def pack(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A key of a recipe's gate, evaluate, calibrate or quantize, or name, version, price_per_core_hour. Repeatable.",
+            help="A key of a recipe's gate, evaluate, calibrate or quantize, or name, version, price_per_core_hour.",
         ),
     ] = None,
     force: Annotated[

@@ -14,7 +14,7 @@ _OWN_FIELDS = ("model", "messages", "n", "logprobs", "top_logprobs", "stream")
 def _checked_endpoint(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected the base URL of an API, such as https://api.openai.com/v1")
+        raise ValueError("expected the base URL of an API, such as https://llm.example.com/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("expected no user, password, query or fragment; keys belong in api_key_env or api_key_file")
     return value.rstrip("/")
