@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import shlex
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +14,7 @@ import typer
 from rich.console import Console
 
 from bulk.command import classify
+from bulk.diff_command import diff
 from limbeck_errors import reported
 from loadtest import command as loadtest
 
@@ -57,6 +61,12 @@ def compress(
     force: Annotated[
         bool, typer.Option("--force", help="Write the bundle although its gate failed; it is marked as forced.")
     ] = False,
+    num_processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes that train together: one a GPU, or shares of the CPU.")
+    ] = 1,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write loss, rate and validation score for TensorBoard.")
+    ] = None,
 ) -> None:
     """Distil, export, quantize, evaluate and package a classifier.
 
@@ -64,14 +74,55 @@ def compress(
     goes on where it was when the same command is given again; a stage runs anew only when something it reads has
     changed. Exit code 3: no variant kept what the recipe's gate demands; no bundle is written without --force.
 
+    With --num-processes N (or under `accelerate launch -m limbeck compress …`) every batch is shared between N
+    processes; if one dies, all stop, and the same command goes on. A recipe with teacher.others or teacher.llm has the
+    stages teacher-2 … and label, too.
+
     Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
     """
     console = Console(highlight=False)
     with reported("stopped; give the same command again to go on from the last checkpoint"):
+        if num_processes > 1 and "WORLD_SIZE" not in os.environ:
+            from compress.launch import launch
+
+            raise typer.Exit(launch(sys.argv[1:], num_processes))
         from compress.pipeline import compress as run
 
-        bundle = run(recipe, overrides or [], out, console, force)
-        _print_next(bundle, console)
+        bundle = run(recipe, overrides or [], out, console, force, tensorboard)
+        if bundle is not None:
+            _print_next(bundle, console)
+
+
+@app.command()
+def tune(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with tune.space; docs/recipe.md.")],
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of an interrupted search counted.")] = 20,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key for every trial. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where work/ and tune.json go.  [default: runs/NAME]")
+    ] = None,
+) -> None:
+    """Search over keys of a recipe for the student that is best on the validation split.
+
+    A trial teaches a student with other values of the keys in `tune.space`; what they do not change, such as the
+    teacher, is kept. The test split is not looked at. Give the same command again after a kill, or with more --trials,
+    to go on.
+
+    Example: `limbeck tune recipe.yaml --trials 20 --out runs/mine`, with
+    `tune: {space: {distill.learning_rate: {low: 2e-5, high: 5e-4, log: true}, distill.loss: [mse, kl]}}`
+    """
+    console = Console(highlight=False)
+    with reported("stopped; give the same command again to go on"):
+        from compress.tune import tune as run
+
+        best = run(recipe, overrides or [], out, console, trials)
+        words = " ".join(f"--set {shlex.quote(word)}" for word in (*(overrides or []), *best["set"]))
+        target = "" if out is None else f" --out {shlex.quote(str(out))}"
+        console.print(f"\nbest validation score {best['score']:.4f}; make its bundle with:", soft_wrap=True)
+        console.print(f"limbeck compress {shlex.quote(str(recipe))}{target} {words}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -101,7 +152,7 @@ def pack(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A key of a recipe's gate, evaluate, calibrate or quantize, or name, version. Repeatable.",
+            help="A key of a recipe's gate, evaluate, calibrate or quantize, or name, version, price_per_core_hour.",
         ),
     ] = None,
     force: Annotated[
@@ -275,6 +326,7 @@ loadtest_app = typer.Typer(
 loadtest_app.command()(_reporting(loadtest.run))
 loadtest_app.command()(_reporting(loadtest.compare))
 app.add_typer(loadtest_app, name="loadtest")
+app.command()(_reporting(diff))
 
 
 def main() -> None:

@@ -24,9 +24,10 @@ _EXTRAS = {
         }
     ),
     "cpu": frozenset({"onnxruntime"}),
+    "llm": frozenset({"httpx"}),
     "loadtest": frozenset({"hdrh"}),
     "otel": frozenset({"opentelemetry"}),
-    "train": frozenset({"peft"}),
+    "train": frozenset({"accelerate", "optuna", "peft", "tensorboard"}),
 }
 
 _GATE_FAILED = 3

@@ -81,7 +81,7 @@ def classify(
         raise typer.BadParameter("--text-pair goes with --text; name the columns of a file with --text-pair-column")
     if text is not None and (file or out or errors or kind or restart):
         raise typer.BadParameter("--text prints its answer: it goes with no FILE, --out, --errors, --format, --restart")
-    kind = _kind(file, kind) if text is None else None
+    kind = kind_of_input(file, kind) if text is None else None
 
     from bulk.classifier import Classifier
 
@@ -100,7 +100,7 @@ def classify(
         raise typer.Exit(BAD_ROWS)
 
 
-def _kind(file: Path | None, given: str | None) -> str:
+def kind_of_input(file: Path | None, given: str | None) -> str:
     """Return the kind of file that is read; raises FormatError."""
     from bulk.files import KINDS, kind_of
 

@@ -6,7 +6,8 @@ Exception
     ├── TaskError     the bundle's task gives no labels to whole texts
     ├── FormatError   a file that cannot be read as a whole: its ending, its header, its columns, damage
     ├── ResumeError   an interrupted run left work here that was another run's
-    └── OutputError   the output cannot be written
+    ├── OutputError   the output cannot be written
+    └── EndpointError a live endpoint that is compared with cannot be asked
 
 A single bad row is none of these: it is reported with its line, and the rest is done.
 """
@@ -34,3 +35,7 @@ class ResumeError(BulkError):
 
 class OutputError(BulkError):
     """The output cannot be written."""
+
+
+class EndpointError(BulkError):
+    """A live endpoint cannot be asked, or does not answer as its dialect does."""

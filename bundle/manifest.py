@@ -180,6 +180,9 @@ class Lineage(_Schema):
     recipe: dict[str, Any]
     data: dict[str, SplitFingerprint]
     overlap: dict[str, int] = Field(default={}, description="rows of one split whose text stands in another, too")
+    teachers: dict[str, Any] = Field(
+        default={}, description="where others taught beside the teacher: `validation`, each one's main metric; `llm`"
+    )
     seeds: dict[str, int]
     library_versions: dict[str, str]
     machine: str

@@ -37,6 +37,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "pad_id": tokenizer.pad_id,
         "console": run.console,
         "metric": spec.metric,
+        "team": run.team,
+        "events_folder": run.events_folder,
     }
     loss, config = distillation(recipe.distill, multi_label=spec.multi_label), recipe.distill
     summary = train(

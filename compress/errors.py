@@ -4,7 +4,9 @@ CompressError
 ├── RecipeError      the recipe is not valid: unknown key, wrong value, missing file
 ├── DataError        the data is not usable; names file and line
 ├── ModelError       a teacher or student cannot be loaded or built
+├── LlmError         a language model that labels texts cannot be used, or stopped answering
 ├── TrainingError    training cannot go on (for example, the loss is not finite)
+│   └── LostError    another process that trains with this one has ended
 ├── ExportError      the ONNX file does not do what the torch model does
 ├── QuantizeError    the graph holds nothing that can be quantised, or a weight left its half step
 ├── EvaluationError  a model gives what cannot be measured
@@ -30,8 +32,16 @@ class ModelError(CompressError):
     """A teacher or student cannot be loaded or built."""
 
 
+class LlmError(CompressError):
+    """A language model that labels texts cannot be used, or stopped answering."""
+
+
 class TrainingError(CompressError):
     """Training cannot go on."""
+
+
+class LostError(TrainingError):
+    """Another process that trains with this one has ended."""
 
 
 class ExportError(CompressError):

@@ -17,7 +17,7 @@ from service.engine.tokenization import Tokenizer
 PACKAGE_PREFIX = "package:"
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 # where encoders of the families we know keep their layers
-_LAYER_LISTS = ("encoder.layer", "transformer.layer")
+LAYER_LISTS = ("encoder.layer", "transformer.layer")
 
 
 def resolve_model(reference: str, folder: Path | None = None) -> str:
@@ -169,7 +169,7 @@ def evenly_spaced(number: int, count: int) -> list[int]:
 
 def _renumbered(model: Any, kept: list[int]) -> dict[str, torch.Tensor]:
     prefix = f"{model.base_model_prefix}."
-    lists = [f"{prefix}{name}." for name in _LAYER_LISTS]
+    lists = [f"{prefix}{name}." for name in LAYER_LISTS]
     new_index = {old: new for new, old in enumerate(kept)}
     weights = {}
     for key, value in model.state_dict().items():

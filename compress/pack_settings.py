@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundle.manifest import Name
 from compress.errors import RecipeError
@@ -28,6 +28,7 @@ class Settings(BaseModel):
     calibrate: Calibrate = Calibrate(temperature=False, thresholds=False)
     evaluate: Evaluate = Evaluate(baselines=False, latency_texts=32, latency_rounds=5)
     gate: Gate = Gate()
+    price_per_core_hour: float | None = Field(default=None, gt=0)
 
 
 def default_name(reference: str) -> str:

@@ -53,9 +53,10 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "float16": run.folder("quantize") / search.HALF_MODEL,
     }
     lineage = Lineage(
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json", exclude={"tune"}),
         data=run.splits.fingerprints(),
         overlap=run.splits.overlap(),
+        teachers=_others_who_taught(run),
         seeds={"seed": recipe.seed},
         library_versions=library_versions(),
         machine=describe_machine(),
@@ -82,6 +83,13 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     )
     write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
     return {"bundle": str(bundle.folder.name), "gate_passed": [v.name for v in variants if v.gate_passed]}
+
+
+def _others_who_taught(run: Run) -> dict[str, Any]:
+    """Return what is known of teachers beside the first, and of a language model that labeled; never its key."""
+    told = {"validation": run.reports["targets"].summary.get("validation")}
+    told["llm"] = run.reports["label"].summary if "label" in run.reports else None
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def assemble(

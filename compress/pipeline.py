@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from bundle import LAYOUT, Bundle, BundleError, check_target, open_bundle
-from compress import calibrate, distill, evaluate, export, package, search, targets, teacher, worth
+from compress import calibrate, distill, evaluate, export, label, package, search, targets, teacher, worth
 from compress.batches import autocast_dtype, best_device
 from compress.errors import CompressError
 from compress.models import model_identity
+from compress.recipe import OneTeacher
 from compress.recipe_file import load_recipe
 from compress.report import stage_table, wording, worth_lines
+from compress.savings import price_of, savings_line
 from compress.slices import by_column
-from compress.stage import Run, StageFunction, run_stage
+from compress.stage import Run, StageFunction, follow_stage, run_stage
+from compress.team import connect, disband
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,53 @@ class _Stage:
     reads: Callable[[Run], Any]
     """What decides its outcome; it runs anew when that has changed."""
     work: StageFunction
+    follow: Callable[[Run, Path], Any] | None = None
+    """What processes beside the first do in it, where several train together."""
 
 
 def compress(
-    recipe_path: Path, overrides: list[str], out: Path | None, console: Console, force: bool = False
-) -> Bundle:
+    recipe_path: Path,
+    overrides: list[str],
+    out: Path | None,
+    console: Console,
+    force: bool = False,
+    events_folder: Path | None = None,
+) -> Bundle | None:
     """Run a recipe and return the bundle in `OUT/bundle`; a run that was killed goes on where it was.
 
-    `out` is by default `runs/NAME` under the current folder. Raises CompressError (GateError when no variant kept
-    enough, unless `force`), and BundleError when the bundle cannot be written.
+    `out` is by default `runs/NAME` under the current folder. `events_folder` is for TensorBoard. Where a launcher
+    started several processes, all but the first train with it, say nothing, and return None. Raises CompressError
+    (GateError when no variant kept enough, unless `force`), and BundleError when the bundle cannot be written.
     """
     recipe = load_recipe(recipe_path, overrides)
     run = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {}, force)
+    run.events_folder = events_folder
+    run.team = connect()
+    try:
+        if run.team.first:
+            return _lead(run)
+        _follow(run)
+        return None
+    finally:
+        disband()
+
+
+def _follow(run: Run) -> None:
+    run.console = Console(quiet=True)
+    quiet_libraries()
+    try:
+        for stage in _stages(run):
+            follow_stage(run, stage.name, stage.follow)
+    except CompressError:  # the first process meets the same, or has ended
+        raise SystemExit(1) from None
+
+
+def _lead(run: Run) -> Bundle:
+    console = run.console
     check_target(run.out / package.BUNDLE)
-    with _alone(run.out):
+    with alone(run.out):
+        for leftover in (run.out / "work").glob(".process-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         quiet_libraries()
         _introduce(run)
         run_until(run, "package")
@@ -61,11 +99,13 @@ def run_until(run: Run, last: str) -> None:
 
 
 def _stages(run: Run) -> list[_Stage]:
-    baselines = [_Stage("baselines", _read_by_baselines, worth.run)] if run.recipe.evaluate.baselines else []
+    baselines = (
+        [_Stage("baselines", _read_by_baselines, worth.run, worth.follow)] if run.recipe.evaluate.baselines else []
+    )
     return [
-        _Stage("teacher", _read_by_teacher, teacher.run),
+        *_teachers(run),
         _Stage("targets", _read_by_targets, targets.run),
-        _Stage("distill", _read_by_distill, distill.run),
+        _Stage("distill", _read_by_distill, distill.run, distill.run),
         _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), run.files("distill")], export.run),
         _Stage("calibrate", _read_by_calibrate, calibrate.run),
         _Stage("quantize", _read_by_quantize, search.run),
@@ -73,6 +113,17 @@ def _stages(run: Run) -> list[_Stage]:
         _Stage("evaluate", _read_by_evaluate, evaluate.run),
         _Stage("package", _read_by_package, package.run),
     ]
+
+
+def _teachers(run: Run) -> list[_Stage]:
+    """Return the stages after which everyone who teaches is there."""
+    config = run.recipe.teacher
+    stages = [_Stage("label", _read_by_label, label.run)] if config.llm is not None else []
+    stages.append(_Stage(teacher.FIRST, partial(_read_by_teacher, config=config), teacher.run, teacher.run))
+    for number, other in enumerate(config.others):
+        work = partial(teacher.run_other, number=number)
+        stages.append(_Stage(teacher.other(number), partial(_read_by_teacher, config=other), work, work))
+    return stages
 
 
 def _common(run: Run) -> dict[str, Any]:
@@ -89,14 +140,30 @@ def _common(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_by_teacher(run: Run) -> Any:
-    teacher_recipe = run.recipe.teacher
-    return _common(run) | {"recipe": _outcome(teacher_recipe), "model": _identity(run, teacher_recipe.model)}
+def _read_by_label(run: Run) -> Any:
+    config = run.recipe.teacher.llm
+    return _common(run) | {
+        "recipe": None if config is None else config.decides(),
+        "unlabeled_share": run.recipe.distill.unlabeled_share,
+    }
+
+
+def _read_by_teacher(run: Run, config: OneTeacher) -> Any:
+    fine_tune = None if config.fine_tune is None else _outcome(config.fine_tune)
+    labels = run.files("label") if config.fine_tune is not None and run.recipe.teacher.llm is not None else {}
+    recipe = {"model": config.model, "fine_tune": fine_tune}
+    return _common(run) | {"recipe": recipe, "model": _identity(run, config.model), "labels": labels}
 
 
 def _read_by_targets(run: Run) -> Any:
-    config = run.recipe.distill
-    return _common(run) | {"teacher": run.files("teacher"), "recipe": [config.augment, config.unlabeled_share]}
+    recipe = run.recipe
+    names = [stage.name for stage in _teachers(run)]
+    voices = [recipe.teacher.weight, *(other.weight for other in recipe.teacher.others)]
+    return _common(run) | {
+        "teachers": {name: run.files(name) for name in names},
+        "weights": [*voices, recipe.teacher.llm and recipe.teacher.llm.weight],
+        "recipe": [recipe.distill.augment, recipe.distill.unlabeled_share],
+    }
 
 
 def _read_by_distill(run: Run) -> Any:
@@ -141,7 +208,12 @@ def _read_by_evaluate(run: Run) -> Any:
 
 def _read_by_package(run: Run) -> Any:
     everything = {name: run.files(name) for name in run.reports if name != "package"}
-    return {"recipe": run.recipe, "data": run.splits.fingerprints(), "all": everything, "force": run.force}
+    return {
+        "recipe": run.recipe.model_dump(mode="json", exclude={"tune"}),
+        "data": run.splits.fingerprints(),
+        "all": everything,
+        "force": run.force,
+    }
 
 
 def _introduce(run: Run) -> None:
@@ -162,6 +234,9 @@ def show(bundle: Bundle, console: Console, what: str) -> None:
     """Print what was measured, what the baselines do, and what did not pass the gate."""
     manifest = bundle.manifest
     console.print(stage_table(manifest.metrics, f"{manifest.name}: {what}", wording(manifest)))
+    saved = savings_line(manifest.metrics, price_of(manifest), wording(manifest).reference)
+    if saved is not None:
+        console.print(saved, markup=False, soft_wrap=True)
     for line in worth_lines(manifest.baselines):
         console.print(line, style="yellow" if "NOT" in line else None, markup=False, soft_wrap=True)
     for variant in manifest.variants:
@@ -173,7 +248,7 @@ def show(bundle: Bundle, console: Console, what: str) -> None:
 
 def _outcome(part: BaseModel) -> Any:
     """Return the keys of a part of the recipe that decide what comes out; how often it is saved does not."""
-    return part.model_dump(mode="json", exclude={"checkpoint_seconds": True, "fine_tune": {"checkpoint_seconds"}})
+    return part.model_dump(mode="json", exclude={"checkpoint_seconds"})
 
 
 def _identity(run: Run, reference: str) -> Any:
@@ -202,7 +277,7 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Hold the output folder for one run at a time."""
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)

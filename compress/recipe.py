@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bundle.manifest import Name, Task
+from compress.recipe_llm import Llm
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -83,6 +84,9 @@ class Training(_Part):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="texts per forward pass; gradients are accumulated up to batch_size"
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="layers keep their inputs alone and run again backward: less memory, more time"
+    )
     learning_rate: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_ratio: Fraction = Field(default=0.1, description="share of the steps in which the rate rises")
@@ -118,11 +122,19 @@ class FineTune(Training):
         return self
 
 
-class Teacher(_Part):
-    """The model to learn from."""
+class OneTeacher(_Part):
+    """A model that the student learns from."""
 
     model: str = Field(description="a local folder, a hub id, or package:NAME for an installed package with weights")
     fine_tune: FineTune | None = Field(default=None, description="absent: the teacher is used as it is")
+    weight: float = Field(default=1.0, gt=0, description="of its logits in the average of all teachers")
+
+
+class Teacher(OneTeacher):
+    """The model to learn from, which the student is compared with; others may have their say in what it learns."""
+
+    others: tuple[OneTeacher, ...] = Field(default=(), description="more teachers: model, fine_tune and weight each")
+    llm: Llm | None = Field(default=None, description="a language model that labels the unlabeled texts")
 
 
 class Student(_Part):
@@ -257,6 +269,28 @@ class Gate(_Part):
     )
 
 
+class Range(_Part):
+    """Numbers to search in: whole ones where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="on a logarithmic scale")
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low below high, and above 0 with log; found {self.low} and {self.high}")
+        return self
+
+
+class Tune(_Part):
+    """What `limbeck tune` searches; `limbeck compress` does not read it."""
+
+    space: dict[str, Range | tuple[Any, ...]] = Field(
+        min_length=1, description="a key such as distill.learning_rate -> a list of values, or low, high and log"
+    )
+
+
 def _whole_number_as_text(value: Any) -> Any:
     """Take `version: 2` as it is meant; 1.10 would have lost its zero to YAML and must be quoted."""
     return str(value) if type(value) is int else value
@@ -278,9 +312,24 @@ class Recipe(_Part):
     calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    tune: Tune | None = None
+    price_per_core_hour: float | None = Field(
+        default=None, gt=0, description="in any currency; the report then states money per million texts"
+    )
 
     @model_validator(mode="after")
     def _abstention_needs_one_answer(self) -> "Recipe":
         if self.task is Task.MULTI_LABEL and self.calibrate.abstention_precision is not None:
             raise ValueError("calibrate.abstention_precision needs one label a text; found task multi-label")
+        return self
+
+    @model_validator(mode="after")
+    def _the_llm_can_label(self) -> "Recipe":
+        llm = self.teacher.llm
+        if llm is not None and self.task is Task.TOKEN_CLASSIFICATION:
+            raise ValueError(
+                "teacher.llm labels whole texts; found task token-classification, which needs a tag a word"
+            )
+        if llm is not None and llm.prompt is not None and (self.task is Task.PAIR) != ("{text_pair}" in llm.prompt):
+            raise ValueError(f"teacher.llm.prompt: {{text_pair}} belongs to task pair; found task {self.task.value}")
         return self

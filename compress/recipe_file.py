@@ -75,7 +75,7 @@ def _problems(error: ValidationError) -> list[str]:
 
 def _unknown_key(location: list[str]) -> str:
     model: type[BaseModel] | None = Recipe
-    for part in location[:-1]:
+    for part in (part for part in location[:-1] if not part.isdigit()):  # places in a list
         model = _model_of(model.model_fields[part].annotation) if model and part in model.model_fields else None
     known = list(model.model_fields) if model else []
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
@@ -84,6 +84,6 @@ def _unknown_key(location: list[str]) -> str:
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
         return next((model for option in get_args(annotation) if (model := _model_of(option))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from bundle import LAYOUT, Manifest, Task
 from bundle.manifest import BaselineMetrics, Interval, StageMetrics
+from compress.savings import HEADINGS as SAVINGS
+from compress.savings import price_of, savings_rows
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         for variant in manifest.variants
         if not variant.gate_passed
     ]
-    lines += ["## What was kept", "", *_kept(manifest), *_details(manifest)]
+    lines += ["## What was kept", "", *_kept(manifest), *_details(manifest), *_taught(manifest), *_saved(manifest)]
     lines += [
         "## Files",
         "",
@@ -230,6 +232,36 @@ def _details(manifest: Manifest) -> list[str]:
             "",
         ]
     return lines
+
+
+def _taught(manifest: Manifest) -> list[str]:
+    """Return who taught beside the teacher of the table, and how good each was on the validation split."""
+    teachers = manifest.lineage.teachers
+    lines = []
+    if len(teachers.get("validation") or {}) > 1:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in teachers["validation"].items())
+        lines += [f"Several teachers, their logits averaged by weight; on the validation split: {told}.", ""]
+    llm = teachers.get("llm")
+    if llm is not None:
+        cost = "" if llm["cost"] is None else f", cost {llm['cost']:.4g}"
+        lines += [
+            f"`{llm['model']}` labeled {llm['labeled']} of {llm['texts']} unlabeled texts by {llm['method']} "
+            f"({llm['refused']} refused, {llm['unparsable']} unparsable, {llm['rejected']} rejected, {llm['failed']} "
+            f"failed): {llm['responses']} responses, {llm['prompt_tokens']:,} prompt and {llm['completion_tokens']:,} "
+            f"completion tokens{cost}.",
+            "",
+        ]
+    return lines
+
+
+def _saved(manifest: Manifest) -> list[str]:
+    rows = savings_rows(manifest, wording(manifest).titles)
+    if not rows:
+        return []
+    price = price_of(manifest)
+    stated = "" if price is None else f" A core-hour is taken to cost {price:g}."
+    told = f"One thread of the machine above, at the batch size that is best; tokenizing not counted.{stated}"
+    return ["## What it saves", "", *markdown_table(SAVINGS, rows), "", told, ""]
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

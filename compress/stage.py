@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from rich.console import Console
 
 from bundle import sha256_file
 from compress.data import Splits, load_splits
+from compress.examples import Example
 from compress.recipe import Recipe
 from compress.recipe_file import located
 from compress.tasks import SPECS, TaskSpec
+from compress.team import ALONE, Team
 
 LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 CHECKPOINTS = "checkpoints"
@@ -48,11 +51,24 @@ class Run:
     reports: dict[str, StageReport]
     force: bool = False
     """Write the bundle although the gate failed."""
+    team: Team = ALONE
+    """The processes that train together."""
+    events_folder: Path | None = None
+    """Where TensorBoard finds how training goes."""
 
     @cached_property
     def splits(self) -> Splits:
         """The examples; raises DataError."""
         return load_splits(located(self.recipe.data, self.recipe_folder), self.recipe.seed, self.spec)
+
+    @cached_property
+    def unlabeled(self) -> list[Example]:
+        """The unlabeled rows that the recipe uses, in their order: a share of them, drawn by seed."""
+        share, rows = self.recipe.distill.unlabeled_share, self.splits.unlabeled
+        if share == 1:
+            return rows
+        chosen = random.Random(self.recipe.seed).sample(range(len(rows)), round(share * len(rows)))  # noqa: S311 - not for secrets
+        return [rows[index] for index in sorted(chosen)]
 
     @property
     def spec(self) -> TaskSpec:
@@ -89,6 +105,19 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def follow_stage(run: Run, name: str, work: Callable[[Run, Path], Any] | None) -> None:
+    """Do in another than the first process what a stage does together, in a folder of its own that is left nowhere."""
+    if not run.team.shared(False) or work is None:
+        run.team.shared(None)
+        return
+    folder = run.out / "work" / f".process-{run.team.rank}" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    work(run, folder)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    run.team.shared(None)
+
+
 def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageReport:
     """Run a stage, resume it, or take over its finished report when it read the same inputs.
 
@@ -98,6 +127,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
     folder = run.folder(name)
     mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions()})
     report = _finished(folder, mark)
+    run.team.shared(report is None)  # whether there is something to do
     if report is not None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # of a run killed just after the stage was finished
         run.console.print(f"[bold]{name}[/bold]: done earlier ({report.seconds:.0f} s)")
@@ -117,6 +147,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
         # only now: a kill before this line must still find all of them
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     run.reports[name] = report
+    run.team.shared(None)  # it is finished
     return report
 
 

@@ -1,17 +1,19 @@
-"""Stage: load or fine-tune the teacher."""
+"""Stage: load or fine-tune a teacher; there may be several."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from compress import label
 from compress.batches import Batch, TrainingSet, predict_all
 from compress.errors import ModelError
 from compress.examples import Example
 from compress.lora import merge, with_lora
-from compress.losses import hard_cross_entropy
+from compress.losses import distillation_loss, hard_cross_entropy
 from compress.models import (
     check_max_length,
     check_vocabulary_size,
@@ -20,6 +22,7 @@ from compress.models import (
     resolve_model,
     save_tokenizer,
 )
+from compress.recipe import OneTeacher
 from compress.stage import CHECKPOINTS, Run
 from compress.student import check_student
 from compress.tasks import TaskSpec
@@ -27,40 +30,92 @@ from compress.train import Loss, train
 from service.engine.tokenization import Tokenizer
 
 TOKENIZER, MODEL = "tokenizer.json", "model"
+FIRST = "teacher"
+"""The stage of the teacher that the student is compared with."""
+_OTHER_SEEDS = 3
+"""Seeds of the other teachers begin so far after the run's; distillation takes those between."""
+
+
+def other(number: int) -> str:
+    """Return the name of the stage of `teacher.others[number]`; the first teacher's is `teacher`."""
+    return f"teacher-{number + 2}"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `tokenizer.json` and `model/`."""
+    return _make(run, run.recipe.teacher, run.recipe.seed, folder, first=True)
+
+
+def run_other(run: Run, folder: Path, number: int) -> dict[str, Any]:
+    """Write `tokenizer.json` and `model/` of `teacher.others[number]`."""
+    seed = run.recipe.seed + _OTHER_SEEDS + number
+    return _make(run, run.recipe.teacher.others[number], seed, folder, first=False)
+
+
+def _make(run: Run, config: OneTeacher, seed: int, folder: Path, *, first: bool) -> dict[str, Any]:
     recipe, splits, spec = run.recipe, run.splits, run.spec
-    reference = resolve_model(recipe.teacher.model, run.recipe_folder)
-    fine_tune = recipe.teacher.fine_tune
+    reference = resolve_model(config.model, run.recipe_folder)
+    fine_tune = config.fine_tune
     save_tokenizer(load_tokenizer(reference), folder / TOKENIZER)
     tokenizer = Tokenizer(folder / TOKENIZER, recipe.data.max_length)
-    model = load_classifier(reference, splits.labels, recipe.seed, spec, keep_head=fine_tune is None)
+    model = load_classifier(reference, splits.labels, seed, spec, keep_head=fine_tune is None)
     check_max_length(model, recipe.data.max_length, reference)
     check_vocabulary_size(model, tokenizer, reference)
-    check_student(run, model, folder / TOKENIZER, folder / "student.json")
-    summary: dict[str, Any] = {"model": recipe.teacher.model, "parameters": count_parameters(model)}
+    if first:
+        check_student(run, model, folder / TOKENIZER, folder / "student.json")
+    summary: dict[str, Any] = {"model": config.model, "parameters": count_parameters(model)}
     if fine_tune is not None:
         if fine_tune.lora is not None:
-            model = with_lora(model, fine_tune.lora.rank, fine_tune.lora.alpha, fine_tune.lora.dropout, recipe.seed)
+            model = with_lora(model, fine_tune.lora.rank, fine_tune.lora.alpha, fine_tune.lora.dropout, seed)
+        data, loss = _lessons(run, tokenizer)
         summary |= train(
             model,
-            TrainingSet(spec.encode(tokenizer, splits.train, splits.labels)),
-            hard_loss(spec),
+            data,
+            loss,
             validation_score(spec, tokenizer, splits.validation, splits.labels),
             fine_tune,
             pad_id=tokenizer.pad_id,
-            seed=recipe.seed,
+            seed=seed,
             folder=folder / CHECKPOINTS,
             console=run.console,
-            title="fine-tuning",
+            title="fine-tuning" if first else f"fine-tuning {config.model.rpartition('/')[2]}",
             metric=spec.metric,
+            team=run.team,
+            events_folder=run.events_folder,
         )
         if fine_tune.lora is not None:
             model = merge(model)
     save_model(model, folder / MODEL)
     return summary
+
+
+def _lessons(run: Run, tokenizer: Tokenizer) -> tuple[TrainingSet, Loss]:
+    """Return what a teacher is fine-tuned on: training rows, and the texts that a language model labeled.
+
+    A row with a true label has the cross-entropy with it, a labeled text the KL from what was said of it.
+    """
+    splits, spec = run.splits, run.spec
+    if run.recipe.teacher.llm is None:
+        return TrainingSet(spec.encode(tokenizer, splits.train, splits.labels)), hard_loss(spec)
+    logits = label.read_logits(run)
+    known = label.answered(logits)
+    examples = [*splits.train, *(run.unlabeled[index] for index in known)]
+    soft = np.concatenate([np.zeros((len(splits.train), logits.shape[1]), dtype=np.float32), logits[known]])
+
+    def loss(rows: Tensor, batch: Batch) -> Tensor:
+        if batch.teacher_logits is None:
+            raise ModelError("labeled texts need their logits")
+        return distillation_loss(
+            rows,
+            batch.teacher_logits,
+            batch.targets,
+            kind="kl",
+            temperature=1.0,
+            hard_label_weight=1.0,
+            multi_label=spec.multi_label,
+        )
+
+    return TrainingSet(spec.encode(tokenizer, examples, splits.labels), soft), loss
 
 
 def hard_loss(spec: TaskSpec) -> Loss:

@@ -22,11 +22,16 @@ from compress.batches import (
     rows_of,
 )
 from compress.errors import TrainingError
+from compress.events import events
 from compress.intermediate import IntermediateLoss
 from compress.progress import track
 from compress.recipe import Training
+from compress.recompute import recomputed
 from compress.regularize import FGM, r_drop
 from compress.rows import gather
+from compress.team import ALONE, Team
+
+_SEEDS_APART = 1_000_003
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(R, C) rows and the batch -> one value a row, (R,)."""
@@ -65,16 +70,21 @@ def train(
     title: str,
     metric: str,
     beside: Beside | None = None,
+    team: Team = ALONE,
+    events_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place, leave it with the weights of its best epoch, and return a summary.
 
     `validate` gives the score, called `metric`, that is to be raised. `beside` adds losses on hidden states, with
     projections that are trained, too. Checkpoints lie in `folder`, one every `config.checkpoint_seconds` and at the end
-    of each epoch; a run that finds one goes on from it. Raises TrainingError when the loss stops being finite.
+    of each epoch; a run that finds one goes on from it. Every process of `team` calls this with the same arguments:
+    each takes its share of every batch, the first one validates and writes. `events_folder` is for TensorBoard. Raises
+    TrainingError when the loss stops being finite, and LostError when another process has ended.
     """
     device = best_device()
     model.to(device)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + _SEEDS_APART * team.rank)  # other dropout in each process, as in one large batch
+    folder = Path(team.shared(str(folder)))
     trained = nn.ModuleDict({"model": model} | ({"beside": beside.loss.to(device)} if beside else {}))
     if beside:
         beside.teacher.to(device)
@@ -86,14 +96,21 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parts = {"model": trained, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = _load_checkpoint(folder, parts, device) or _State()
+    if team.first:
+        folder.mkdir(parents=True, exist_ok=True)
+    team.start_alike(trained)
+    state = _load_checkpoint(folder, parts, device, team) or _State()
     total, done = config.epochs * steps_per_epoch, state.epoch * steps_per_epoch + state.step
     if done:
         console.print(f"  {title}: resuming at step {done} of {total}")
-    step = _Step(trained, optimizer, scaler, loss, beside, data, config, pad_id, device, dtype)
+    step = _Step(trained, optimizer, scaler, loss, beside, data, config, pad_id, device, dtype, team)
     saved_at = time.monotonic()
-    with track(console, title, total, done) as advance:
+    told = events_folder if team.first else None
+    with (
+        recomputed(model, config.gradient_checkpointing),
+        events(told, title, done) as tell,
+        track(console, title, total, done) as advance,
+    ):
         while state.epoch < config.epochs and not _out_of_patience(state, config.patience):
             model.train()
             batches = length_bucketed_batches(lengths, config.batch_size, seed, state.epoch)
@@ -105,21 +122,27 @@ def train(
                         f"{title}: the loss became {error} at step {state.step + 1} of epoch {state.epoch + 1}; "
                         "lower learning_rate, or set precision: fp32"
                     ) from error
+                tell(done, loss=value, learning_rate=float(scheduler.get_last_lr()[0]))
                 scheduler.step()
                 state.step += 1
+                done += 1
                 advance(1, f"epoch {state.epoch + 1}/{config.epochs} loss {value:.4f}")
-                if time.monotonic() - saved_at >= config.checkpoint_seconds and state.step < len(batches):
-                    _save_checkpoint(folder, parts, state)
+                due = time.monotonic() - saved_at >= config.checkpoint_seconds and state.step < len(batches)
+                if team.shared(due):
+                    _save_checkpoint(folder, parts, state, team)
                     saved_at = time.monotonic()
-            score = validate(model)
+            score = team.shared(validate(model) if team.first else 0.0)
+            tell(done - 1, **{metric: score})  # with the last step's, so that going on after it leaves it
             console.print(f"  {title}: epoch {state.epoch + 1}/{config.epochs}, validation {metric} {score:.4f}")
             state.history += (score,)
             if score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
-                _save(folder / f"best-{state.epoch}.pt", model.state_dict())
+                if team.first:
+                    _save(folder / f"best-{state.epoch}.pt", model.state_dict())
             state.epoch, state.step = state.epoch + 1, 0
-            _save_checkpoint(folder, parts, state)
+            _save_checkpoint(folder, parts, state, team)
             saved_at = time.monotonic()
+    team.shared(None)  # the best weights are written
     model.load_state_dict(_load(folder / f"best-{state.best_epoch}.pt", device))
     model.to("cpu").eval()
     return {
@@ -146,14 +169,19 @@ class _Step:
     pad_id: int
     device: torch.device
     dtype: torch.dtype | None
+    team: Team = ALONE
 
     def __call__(self, indices: list[int]) -> float:
         """Return the loss; raises FloatingPointError when it is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._backward(indices)
+        value = self.team.total(self._backward(indices))
+        self.team.add_gradients(self.trained)
         if self.config.fgm_epsilon:
             with FGM(self.trained["model"], self.config.fgm_epsilon).perturbed():
+                if not self.team.first:  # the sum of the clean pass is in the first process's gradients already
+                    self.optimizer.zero_grad(set_to_none=True)
                 self._backward(indices)
+            self.team.add_gradients(self.trained)
         if not math.isfinite(value):
             raise FloatingPointError(value)
         self.scaler.unscale_(self.optimizer)
@@ -163,11 +191,12 @@ class _Step:
         return value
 
     def _backward(self, indices: list[int]) -> float:
-        """Add the gradient of one pass over these texts; return its loss."""
+        """Add the gradient of one pass over this process's share of these texts; return its share of the loss."""
         size = self.config.micro_batch_size or len(indices)
         rows, value = max(1, len(self.data.encoded.rows_of(indices))), 0.0
-        for start in range(0, len(indices), size):
-            batch = make_batch(self.data, indices[start : start + size], self.pad_id, self.device)
+        own = indices[self.team.rank :: self.team.size]
+        for start in range(0, len(own), size):
+            batch = make_batch(self.data, own[start : start + size], self.pad_id, self.device)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 share = self._share(batch, rows, len(indices))
             self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
@@ -210,26 +239,31 @@ def _out_of_patience(state: _State, patience: int) -> bool:
     return state.epoch - 1 - state.best_epoch >= patience
 
 
-def _save_checkpoint(folder: Path, parts: dict[str, Any], state: _State) -> None:
-    tensors = {name: part.state_dict() for name, part in parts.items()}
+def _save_checkpoint(folder: Path, parts: dict[str, Any], state: _State, team: Team) -> None:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    random = {"cpu": torch.get_rng_state(), "cuda": cuda}
+    random = team.gathered({"cpu": torch.get_rng_state(), "cuda": cuda})
+    if not team.first:
+        return
+    tensors = {name: part.state_dict() for name, part in parts.items()}
     _save(folder / "checkpoint.pt", {"parts": tensors, "random": random, "state": vars(state)})
     for old in folder.glob("best-*.pt"):
         if old.name != f"best-{state.best_epoch}.pt":
             old.unlink()
 
 
-def _load_checkpoint(folder: Path, parts: dict[str, Any], device: torch.device) -> _State | None:
+def _load_checkpoint(folder: Path, parts: dict[str, Any], device: torch.device, team: Team) -> _State | None:
     path = folder / "checkpoint.pt"
-    if not path.is_file():
+    if not team.shared(path.is_file()):
         return None
     checkpoint = _load(path, device)
     for name, part in parts.items():
         part.load_state_dict(checkpoint["parts"][name])
-    torch.set_rng_state(checkpoint["random"]["cpu"].cpu())
-    if checkpoint["random"]["cuda"] is not None:
-        torch.cuda.set_rng_state(checkpoint["random"]["cuda"].cpu())
+    if team.rank < len(checkpoint["random"]):  # there may have been fewer processes before
+        random = checkpoint["random"][team.rank]
+        torch.set_rng_state(random["cpu"].cpu())
+        if random["cuda"] is not None:
+            torch.cuda.set_rng_state(random["cuda"].cpu())
+    team.shared(None)  # nobody writes the next one before all have read this
     return _State(**checkpoint["state"])
 
 

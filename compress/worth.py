@@ -52,6 +52,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     return summary
 
 
+def follow(run: Run, folder: Path) -> None:
+    """Train with the first process, which does all else; `folder` is this process's own."""
+    _undistilled(run, folder)
+
+
 def judge(run: Run, folder: Path, student: Answers) -> list[BaselineMetrics]:
     """Return each baseline's score, and how far the student is above it."""
     main, config = METRICS[run.spec.metric], run.recipe.evaluate
@@ -98,6 +103,8 @@ def _undistilled(run: Run, folder: Path) -> tuple[Counts, int]:
         console=run.console,
         title="training without distillation",
         metric=spec.metric,
+        team=run.team,
+        events_folder=run.events_folder,
     )
     encoded = spec.encode(tokenizer, splits.test, splits.labels)
     decisions = spec.decide(predict_all(model, encoded, tokenizer.pad_id), None)

@@ -405,7 +405,10 @@ def test_settings_leave_scores_as_they_are() -> None:
     ("override", "message"),
     [
         ("gate", "expected key=value"),
-        ("distill.epochs=1", "pack does not read that key; expected one of name, version, quantize"),
+        (
+            "distill.epochs=1",
+            "pack does not read that key; expected one of name, version, price_per_core_hour, quantize",
+        ),
         ("data.max_length=9", "pack does not read that key"),
         ("gate=1", "pack does not read that key"),
         ("gate.max_quality=1", "gate.max_quality: unknown key; expected one of max_quality_drop"),

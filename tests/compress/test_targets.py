@@ -72,10 +72,11 @@ def test_in_half_precision_they_are_close(single: Finished, tmp_path: Path, monk
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 30), (1.0, 60)])
 def test_a_share_of_the_unlabeled_texts(single: Finished, tmp_path: Path, share: float, count: int) -> None:
     run = reopened(single, tmp_path, ("teacher",), [f"distill.unlabeled_share={share}"])
-    examples = targets._unlabeled(run)
+    examples = run.unlabeled
     assert len(examples) == count
     assert [e for e in run.splits.unlabeled if e in examples] == examples  # in their order
-    assert targets._unlabeled(run) == examples
+    again = reopened(single, tmp_path / "again", (), [f"distill.unlabeled_share={share}"])
+    assert again.unlabeled == examples
 
 
 @pytest.mark.parametrize("task", Task)

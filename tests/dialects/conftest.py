@@ -45,6 +45,7 @@ class Served:
     url: str
     port: int
     models: dict[Task, Path]
+    bundles: dict[Task, Path]
 
     def pipeline(self, task: Task, **options: object) -> transformers.Pipeline:
         """transformers' own pipeline on the same weights."""
@@ -56,13 +57,13 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("dialects")
     models = {task: save_model(folder / "models" / task.value, task) for task in Task}
-    bundles = []
+    bundles: dict[Task, Path] = {}
     for task, path in models.items():
         pack(str(path), None, folder / task.value, Console(quiet=True), overrides=QUICK, force=True)
-        bundles.append(next((folder / task.value).rglob("manifest.json")).parent)
+        bundles[task] = next((folder / task.value).rglob("manifest.json")).parent
     settings = {"variant": "fp32", "default_model": "single-label", "sessions": 1, "workers": 1, "log_level": "error"}
-    with serving(*bundles, **settings) as (_, port):
-        yield Served(f"http://127.0.0.1:{port}", port, models)
+    with serving(*bundles.values(), **settings) as (_, port):
+        yield Served(f"http://127.0.0.1:{port}", port, models, bundles)
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""A live endpoint that is asked for labels: several requests side by side, repeated where that may help."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from bulk.answers import Answer
+from bulk.dialects import DIALECTS, Dialect, Labels, dialect_of
+from bulk.errors import EndpointError
+from service.engine.tokenization import TextInput
+
+_AT_ONCE = 4
+_TEXTS = 16  # in a request
+_ATTEMPTS = 6
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_MESSAGE_CHARACTERS = 200
+
+
+class Endpoint:
+    """Answers texts through one dialect; a context manager.
+
+    A request that fails with 429 or a 5xx, or finds nobody, is repeated with growing pauses, or after as long as the
+    server asks. One that is refused is asked again text by text, so that only a text that is refused alone is.
+    """
+
+    def __init__(self, url: str, dialect: str | None, labels: Labels, *, key_env: str | None, timeout_s: float) -> None:
+        """Check the URL and the dialect; raises EndpointError."""
+        parts = urlsplit(url)
+        if not parts.hostname or parts.username or parts.query or parts.fragment:
+            raise EndpointError(f"{url}: expected http://HOST:PORT/PATH without user, query and fragment")
+        path = parts.path.rstrip("/")
+        self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels)
+        if self.dialect.name == "v2" and not path:
+            raise EndpointError(f"{url}: expected a model in the path, such as /v2/models/NAME")
+        if self.dialect.name == "kserve" and not path:
+            raise EndpointError(f"{url}: expected a model in the path, such as /v1/models/NAME:predict")
+        self.url = f"{parts.scheme}://{parts.netloc}{self.dialect.path(path)}"
+        headers = {}
+        if key_env is not None:
+            key = os.environ.get(key_env, "").strip()
+            if not key:
+                raise EndpointError(f"the environment variable {key_env}, which --api-key-env names, holds no key")
+            headers["Authorization"] = f"Bearer {key}"
+        self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self._closed = Event()
+        self._workers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="limbeck-diff")
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[Answer | str]:
+        """Return an answer for each text or pair, in order, or what is said against it; raises EndpointError."""
+        parts = [inputs[at : at + _TEXTS] for at in range(0, len(inputs), _TEXTS)]
+        return [answer for part in self._workers.map(self._ask, parts) for answer in part]
+
+    def _ask(self, inputs: Sequence[TextInput]) -> list[Answer | str]:
+        response = self._post(inputs)
+        if response.status_code in (400, 413, 422):
+            if len(inputs) > 1:
+                return [answer for one in inputs for answer in self._ask([one])]
+            return [f"the endpoint refused it: {self._said(response)}"]
+        if response.status_code != httpx.codes.OK:
+            raise EndpointError(
+                f"{self.url}: {self._said(response)}; expected the path of a classifier that speaks the dialect "
+                f"{self.dialect.name} (--dialect names another)"
+            )
+        try:
+            answers = self.dialect.read(response.json())
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise EndpointError(
+                f"{self.url}: its answer is none of the dialect {self.dialect.name}: "
+                f"{response.text[:_MESSAGE_CHARACTERS]}"
+            ) from error
+        except EndpointError as error:
+            raise EndpointError(f"{self.url}: {error}") from error
+        if len(answers) != len(inputs):
+            raise EndpointError(
+                f"{self.url}: found {len(answers)} answers, expected one for each of {len(inputs)} texts"
+            )
+        return list(answers)
+
+    def _post(self, inputs: Sequence[TextInput]) -> httpx.Response:
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
+            try:
+                response = self._http.post(self.url, json=self.dialect.body(inputs))
+            except httpx.TimeoutException:
+                problem = f"no answer within {self._http.timeout.read:g} s"
+            except httpx.TransportError as error:
+                problem = str(error) or type(error).__name__
+            else:
+                if response.status_code != httpx.codes.TOO_MANY_REQUESTS and response.status_code < 500:
+                    return response
+                problem = self._said(response)
+                pause = _asked_to_wait(response, pause)
+            if attempt < _ATTEMPTS - 1 and self._closed.wait(pause):
+                break
+        raise EndpointError(f"{self.url}: not answered in {_ATTEMPTS} attempts; the last: {problem}")
+
+    def _said(self, response: httpx.Response) -> str:
+        return f"status {response.status_code}: {' '.join(response.text.split())[:_MESSAGE_CHARACTERS]}"
+
+    def close(self) -> None:
+        """Close connections; what is under way ends soon and is not waited for."""
+        self._closed.set()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _asked_to_wait(response: httpx.Response, otherwise: float) -> float:
+    """Return how many seconds Retry-After asks for, at most what is bearable."""
+    try:
+        return min(_LONGEST_PAUSE_S, max(0.0, float(response.headers["retry-after"])))
+    except (KeyError, ValueError):
+        return otherwise

@@ -1,0 +1,410 @@
+"""The endpoint's client, its cache and the labeler, against a server that speaks the same API and misbehaves."""
+
+import asyncio
+import email.utils
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compress import llm_client
+from compress.errors import LlmError
+from compress.llm_answers import default_prompt, filled
+from compress.llm_cache import AnswerCache, key_of
+from compress.llm_client import Endpoint, ExhaustedError, FilteredError, RejectedError, read_key
+from compress.llm_labeler import Tally, ask_all
+from compress.recipe_llm import Llm
+from tests.support.llm_server import (
+    KEY,
+    SURE,
+    Answer,
+    Body,
+    Server,
+    completion,
+    error,
+    label_of,
+    serving,
+    text_of,
+    with_logprobs,
+    with_votes,
+)
+from tests.support.rows import tiny_rows
+
+LABELS = ["negative", "positive"]
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Text: a good film\n\nLabel:"}]}
+QUIET = Console(quiet=True)
+# no two texts alike, since a text is asked for once
+TEXTS = list(dict.fromkeys(row["text"] for row in tiny_rows(80, 5)))[:40]
+PROMPTS = [filled(default_prompt(multi_label=False, paired=False), text, None, LABELS) for text in TEXTS]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_client, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(llm_client, "_LONGEST_PAUSE_S", 0.01)
+
+
+def config(server: Server, **changes: Any) -> Llm:
+    return Llm.model_validate({"endpoint": server.url, "model": "m", "retries": 3, "timeout_s": 5} | changes)
+
+
+def ask(settings: Llm, body: Body = BODY, key: str | None = KEY, tell: Callable[[str], None] = lambda _: None) -> Any:
+    async def run() -> Any:
+        async with Endpoint(settings, key, tell) as endpoint:
+            return await endpoint.ask(body)
+
+    return asyncio.run(run())
+
+
+def label(
+    settings: Llm, folder: Path, prompts: list[str] = PROMPTS, multi_label: bool = False
+) -> tuple[dict[str, Any], Tally, str]:
+    cache = folder / "answers.jsonl"
+    return ask_all(settings, folder, cache, prompts, LABELS, multi_label=multi_label, console=QUIET)
+
+
+def scripted(*answers: Answer) -> Callable[[Body, int], Answer]:
+    """These answers, one after another to each body, then good ones."""
+    return lambda body, number: answers[number] if number < len(answers) else with_logprobs(body, number)
+
+
+def test_the_request_is_that_of_openais_own_client(tmp_path: Path) -> None:
+    """Path, body and authorization, as the official library sends them to the same server."""
+    openai = pytest.importorskip("openai", reason="needs the openai package")
+    with serving() as server:
+        settings = config(server, method="logprobs")
+        label(settings.model_copy(update={"api_key_env": None}), tmp_path, PROMPTS[:1])
+        ask(settings, server.bodies[0])
+        with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model="m",
+                messages=[{"role": "user", "content": PROMPTS[0]}],
+                max_tokens=16,
+                temperature=0.0,
+                logprobs=True,
+                top_logprobs=20,
+            )
+    assert answer.choices[0].message.content in LABELS  # the server's answers are what that library parses
+    assert answer.choices[0].logprobs.content[0].top_logprobs[1].logprob < 0
+    assert server.bodies[0] == server.bodies[1] == server.bodies[2]
+    own, theirs = server.headers[1:]
+    for name in ("authorization", "content-type"):
+        assert own[name] == theirs[name]
+    assert "authorization" not in server.headers[0]
+
+
+def test_log_probabilities_become_probabilities(tmp_path: Path) -> None:
+    with serving() as server:
+        found, tally, method = label(config(server), tmp_path)
+    assert method == "logprobs"
+    assert len(found) == len(PROMPTS) == len(server.bodies)
+    for text, prompt in zip(TEXTS, PROMPTS, strict=True):
+        expected = [1 - SURE, SURE] if label_of(text) == "positive" else [SURE, 1 - SURE]
+        assert found[prompt] == pytest.approx(expected)
+    assert tally.texts == {"answered": len(PROMPTS)}
+    assert tally.prompt_tokens == sum(len(prompt.split()) for prompt in PROMPTS)
+    assert tally.completion_tokens == tally.responses == len(PROMPTS)
+    prices = {"price_per_million_input_tokens": 2.0, "price_per_million_output_tokens": 8.0}
+    assert tally.cost(config(server, **prices)) == pytest.approx((2 * tally.prompt_tokens + 8 * len(PROMPTS)) / 1e6)
+    assert tally.cost(config(server)) is None
+
+
+def test_a_server_without_log_probabilities_is_asked_for_votes(tmp_path: Path) -> None:
+    with serving(with_votes) as server:
+        found, tally, method = label(config(server, samples=4), tmp_path)
+    assert method == "votes"
+    assert len(server.bodies) == 1 + len(PROMPTS)  # one to find out
+    assert [body.get("n") for body in server.bodies] == [None] + [4] * len(PROMPTS)
+    assert all(body["temperature"] == 0.7 for body in server.bodies[1:])
+    assert set(map(tuple, found.values())) == {(0.0, 1.0), (1.0, 0.0)}
+    assert tally.responses == 1 + len(PROMPTS)
+    message = r"the server returns no log-probabilities; set teacher\.llm\.method to votes"
+    with serving(with_votes) as server, pytest.raises(LlmError, match=message):
+        label(config(server, method="logprobs"), tmp_path)
+
+
+def test_a_server_that_refuses_the_field_is_asked_for_votes(tmp_path: Path) -> None:
+    def rule(body: Body, number: int) -> Answer:
+        return error(400, "unknown field logprobs") if "logprobs" in body else with_votes(body, number)
+
+    with serving(rule) as server:
+        assert label(config(server), tmp_path)[2] == "votes"
+
+
+def test_votes_are_counted_whatever_a_server_gives_at_a_time(tmp_path: Path) -> None:
+    """One sample a response, whatever n says; two of five for the other label."""
+
+    def rule(body: Body, number: int) -> Answer:
+        return completion(["negative" if body.get("n", 1) in (5, 2) else "positive"], body)
+
+    with serving(rule) as server:
+        found, tally, _ = label(config(server, method="votes", samples=5), tmp_path, PROMPTS[:1])
+    assert found[PROMPTS[0]].tolist() == [0.4, 0.6]
+    assert [body.get("n") for body in server.bodies] == [5, 4, 3, 2, None]
+    assert tally.responses == 5
+
+
+def test_what_is_no_label_is_counted_and_dropped(tmp_path: Path) -> None:
+    kinds: list[Answer] = [
+        completion(["banana"], BODY),
+        completion(["I'm sorry, I can't help with that."], BODY),
+        completion([""], BODY, refusal="no"),
+        (400, {}, {"error": {"message": "no", "code": "content_filter"}}),
+        error(400, "this text is too long"),
+    ]
+    given = dict(zip(TEXTS[1:], kinds, strict=False))
+    with serving(lambda body, number: given.get(text_of(body)) or with_logprobs(body, number)) as server:
+        found, tally, _ = label(config(server), tmp_path)
+    assert tally.texts == {"answered": len(TEXTS) - 5, "unparsable": 1, "refused": 3, "rejected": 1}
+    assert set(found) == {PROMPTS[0], *PROMPTS[6:]}
+    assert "too long" in tally.problem or "no" in tally.problem
+
+
+def test_nothing_is_asked_for_twice(tmp_path: Path) -> None:
+    with serving() as server:
+        settings = config(server)
+        first = label(settings, tmp_path, PROMPTS[:25])
+        again, tally, _ = label(settings, tmp_path, [*PROMPTS, *PROMPTS])
+        assert len(server.bodies) == len(PROMPTS)
+        assert tally.kept_before == 25
+        label(settings.model_copy(update={"max_tokens": 17}), tmp_path, PROMPTS[:2])
+        assert len(server.bodies) == len(PROMPTS) + 2  # another request
+    assert all(again[prompt].tolist() == first[0][prompt].tolist() for prompt in PROMPTS[:25])
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status: int) -> None:
+    with serving(scripted(error(status, "later"), error(status, "later"))) as server:
+        assert ask(config(server))["choices"][0]["content"] == "positive"
+        assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 7}}]}', b'{"error": "busy"}'],
+)
+def test_nonsense_is_tried_again_and_then_given_up(nonsense: bytes) -> None:
+    with serving(scripted((200, {}, nonsense))) as server:
+        assert ask(config(server))["choices"][0]["content"] == "positive"
+    with serving(lambda *_: (200, {}, nonsense)) as server:
+        with pytest.raises(ExhaustedError, match="a response that is no chat completion"):
+            ask(config(server))
+        assert len(server.bodies) == 4
+
+
+def test_an_answer_that_breaks_off_or_does_not_come_is_tried_again() -> None:
+    with serving(scripted((0, {}, b""))) as server:
+        assert ask(config(server))["choices"][0]["content"] == "positive"
+
+    def slow(body: Body, number: int) -> Answer:
+        time.sleep(0.5 if number == 0 else 0)
+        return with_logprobs(body, number)
+
+    with serving(slow) as server:
+        assert ask(config(server, timeout_s=0.1))["choices"][0]["content"] == "positive"
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_all_wait_as_long_as_the_endpoint_asks(tmp_path: Path, form: str) -> None:
+    """After the 429 no request comes before its time, of no worker."""
+    limited_at: list[float] = []
+
+    def rule(body: Body, number: int) -> Answer:
+        if not limited_at and len(server.bodies) > 5:
+            limited_at.append(time.monotonic())
+            after = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+            return error(429, "slow down", **{"retry-after": after})
+        return with_logprobs(body, number)
+
+    with serving(rule, delay_s=0.01) as server:
+        found, _, _ = label(config(server, concurrency=4), tmp_path)
+    assert len(found) == len(PROMPTS)
+    late = [at for at in server.times if at > limited_at[0] + 0.1]  # what was under way then is not called back
+    assert late
+    assert min(late) >= limited_at[0] + 0.9
+
+
+def test_being_told_to_wait_is_no_failure(tmp_path: Path) -> None:
+    """More often than there are retries; and it is told."""
+    told: list[str] = []
+    with serving(scripted(*[error(429, "slow down", **{"retry-after": "0"})] * 9)) as server:
+        assert ask(config(server, retries=0), tell=told.append)["choices"]
+        assert len(server.bodies) == 10
+    with serving(scripted(error(429, "slow down", **{"retry-after": "1.2"}))) as server:
+        ask(config(server), tell=told.append)
+    assert told == ["status 429: slow down; waiting 1 s"]
+
+
+def test_an_endpoint_that_asks_to_wait_for_hours_is_given_up() -> None:
+    with (
+        serving(lambda *_: error(429, "come back tomorrow", **{"retry-after": "86400"})) as server,
+        pytest.raises(LlmError, match="come back tomorrow; it asks to wait 86400 s more; what was answered is kept"),
+    ):
+        ask(config(server))
+
+
+def test_the_rate_and_the_number_side_by_side_are_bounded(tmp_path: Path) -> None:
+    with serving(delay_s=0.02) as server:
+        label(config(server, concurrency=3), tmp_path / "1", PROMPTS[:12])
+        assert server.most_at_once == 3
+    with serving() as server:
+        label(config(server, requests_per_minute=1200.0), tmp_path / "2", PROMPTS[:8])
+    gaps = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    assert sum(gaps) >= 0.9 * 0.05 * len(gaps)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (error(401, f"Incorrect API key provided: {KEY}"), LlmError, r"refused the key: .*provided: \(the key\)"),
+        (error(403, "no"), LlmError, "refused the key"),
+        (error(429, "insufficient_quota: pay first"), LlmError, "pay first"),
+        (error(404, "no model m"), LlmError, "no model m; expected the base URL of the API, mostly ending in /v1"),
+        ((307, {"location": "http://127.0.0.1:9/v1"}, {}), LlmError, "not a redirect"),
+        (error(400, "too long"), RejectedError, "status 400: too long"),
+        (error(422, "wrong"), RejectedError, "status 422: wrong"),
+        ((400, {}, {"error": {"message": "no", "code": "content_filter"}}), FilteredError, "status 400: no"),
+    ],
+)
+def test_what_will_not_pass_is_not_tried_again(answer: Answer, kind: type[Exception], message: str) -> None:
+    with serving(lambda *_: answer) as server:
+        with pytest.raises(kind, match=message) as caught:
+            ask(config(server))
+        assert len(server.bodies) == 1
+    assert KEY not in str(caught.value)
+
+
+def test_an_endpoint_that_is_not_there() -> None:
+    with serving() as server:
+        settings = config(server)
+    with pytest.raises(ExhaustedError):
+        ask(settings)
+
+
+def test_one_text_that_never_gets_an_answer_does_not_stop_the_others(tmp_path: Path) -> None:
+    with serving(
+        lambda body, number: error(500, "crash") if text_of(body) == TEXTS[7] else with_logprobs(body, number),
+        delay_s=0.01,
+    ) as server:
+        found, tally, _ = label(config(server), tmp_path)
+        assert tally.texts == {"answered": len(TEXTS) - 1, "failed": 1}
+        assert PROMPTS[7] not in found
+        asked = len(server.bodies)
+        label(config(server), tmp_path)  # it was not kept, so it is tried again
+        assert len(server.bodies) > asked
+
+
+def test_an_endpoint_that_dies_half_way_costs_nothing_twice(tmp_path: Path) -> None:
+    alive = [True]
+
+    def rule(body: Body, number: int) -> Answer:
+        if len(server.bodies) > 20:
+            alive[0] = False
+        return with_logprobs(body, number) if alive[0] else error(500, "out of memory")
+
+    with serving(rule) as server:
+        settings = config(server, concurrency=2)
+        with pytest.raises(LlmError, match=r"gave no answer in 4 attempts.*out of memory; what was answered is kept"):
+            label(settings, tmp_path)
+        paid = server.asked()
+        assert len(paid) >= 18
+        server.rule = with_logprobs
+        found, tally, _ = label(settings, tmp_path)
+        assert set(server.asked().values()) == {1}
+    assert len(found) == len(PROMPTS)
+    assert tally.kept_before == len(paid)
+
+
+def test_an_endpoint_that_answers_no_request_says_why(tmp_path: Path) -> None:
+    with serving(lambda *_: error(400, "temperature is not supported")) as server:
+        with pytest.raises(LlmError, match="answers none of the requests: status 400: temperature is not supported"):
+            label(config(server), tmp_path)
+        assert len(server.bodies) < 20
+
+
+def test_fields_of_the_request_can_be_added_and_taken_out(tmp_path: Path) -> None:
+    with serving() as server:
+        changes = {"max_tokens": None, "max_completion_tokens": 64, "reasoning_effort": "low"}
+        label(config(server, request=changes), tmp_path, PROMPTS[:1])
+    body = server.bodies[0]
+    assert "max_tokens" not in body
+    assert (body["max_completion_tokens"], body["reasoning_effort"]) == (64, "low")
+
+
+def test_the_key_is_read_where_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        monkeypatch.setenv("A_KEY", f" {KEY}\n")
+        (tmp_path / "key.txt").write_text(KEY + "\n")
+        assert read_key(config(server, api_key_env="A_KEY"), tmp_path) == KEY
+        assert read_key(config(server, api_key_file="key.txt"), tmp_path) == KEY
+        assert read_key(config(server), tmp_path) is None
+        label(config(server, api_key_env="A_KEY"), tmp_path, PROMPTS[:1])
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert KEY not in (tmp_path / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "two words", "line\nline", "caf\xe9", "\x00"])
+def test_a_key_that_is_none_is_told_without_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key.txt").write_text(content, encoding="utf-8")
+    with serving() as server:
+        for name in ("key.txt", "nowhere.txt"):
+            with pytest.raises(
+                LlmError, match=r"which teacher.llm.api_key_file names, (holds no key|cannot be read)"
+            ) as e:
+                read_key(config(server, api_key_file=name), tmp_path)
+            assert not content or content not in str(e.value)
+
+
+def test_a_cut_line_is_forgotten_and_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "answers.jsonl"
+    with AnswerCache(path) as cache:
+        cache.put("a", {"choices": [], "text": "ä\ud800\n"})
+        cache.put("b", {"choices": []})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with AnswerCache(path) as cache:
+        assert cache.get("a") == {"choices": [], "text": "ä\ud800\n"}
+        assert cache.get("b") is None
+        cache.put("c", {})
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"text": "my data"}\n')
+    with pytest.raises(LlmError, match=r"answers.jsonl:1: not an answer that was kept here"):
+        AnswerCache(path)
+    assert path.read_text() == '{"text": "my data"}\n'
+
+
+def test_two_runs_do_not_share_a_cache(tmp_path: Path) -> None:
+    path, message = tmp_path / "answers.jsonl", "another run is writing answers there"
+    with AnswerCache(path), pytest.raises(LlmError, match=message):
+        AnswerCache(path)
+    with AnswerCache(path):
+        assert path.exists()
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with AnswerCache(tmp_path / "answers.jsonl") as cache:
+        cache.put("a", {})
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*answers.jsonl"):
+            cache.put("b", {})
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+def test_requests_that_differ_have_keys_that_differ() -> None:
+    keys = {key_of("http://a/v1", BODY, 0), key_of("http://a/v1", BODY, 1), key_of("http://b/v1", BODY, 0)}
+    keys.add(key_of("http://a/v1", BODY | {"n": 2}, 0))
+    assert len(keys) == 4
+    assert key_of("http://a/v1", dict(reversed(BODY.items())), 0) in keys

@@ -1,0 +1,163 @@
+"""The search over a recipe's keys: what it asks for, what it finds, and how it goes on after a kill."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from compress import tune as module
+from compress.errors import RecipeError, TrainingError
+from compress.tune import tune
+from tests.support.command import limbeck, started
+from tests.support.runs import Finished
+
+pytest.importorskip("optuna", reason="needs optuna: pip install 'limbeck[train]'")
+
+QUIET = Console(quiet=True)
+SPACE = {"distill.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "student.layers": [1, 2, [0]]}
+
+
+@pytest.fixture
+def single(finished: Callable[[str], Finished]) -> Finished:
+    return finished("single-label")
+
+
+def space(found: dict[str, Any]) -> str:
+    return "tune=" + json.dumps({"space": found})
+
+
+def searched(finished: Finished, out: Path, trials: int, found: dict[str, Any] = SPACE) -> list[dict[str, Any]]:
+    """The trials of a search."""
+    tune(finished.recipe, [space(found)], out, QUIET, trials)
+    trials_: list[dict[str, Any]] = json.loads((out / module.REPORT).read_text())["trials"]
+    return trials_
+
+
+def fake_scores(
+    monkeypatch: pytest.MonkeyPatch, score: Callable[[dict[str, str]], float | None]
+) -> list[dict[str, str]]:
+    """Let a formula say how good a student is; the values that were asked for."""
+    asked = []
+
+    def scored(recipe_path: Path, overrides: list[str], out: Path, console: Console) -> float | None:
+        asked.append(dict(word.split("=", 1) for word in overrides[1:]))
+        return score(asked[-1])
+
+    monkeypatch.setattr(module, "_score", scored)
+    return asked
+
+
+def test_the_best_of_many_trials_is_near_the_optimum(
+    single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parabola over the logarithm: better than the same number of random draws would be on average."""
+    import math
+
+    fake_scores(monkeypatch, lambda v: -((math.log10(float(v["distill.learning_rate"])) + 3) ** 2))
+    best = tune(single.recipe, [space(SPACE)], tmp_path, QUIET, 30)
+    assert best["score"] > -0.01
+    rate = float(dict(word.split("=") for word in best["set"])["distill.learning_rate"])
+    assert 7e-4 < rate < 1.4e-3
+
+
+def test_whole_numbers_and_lists_stay_what_they_are(
+    single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fake_scores(monkeypatch, lambda _: 0.5)
+    searched(single, tmp_path, 12, {"distill.epochs": {"low": 1, "high": 3}, "student.layers": [1, [0, 1]]})
+    assert {values["distill.epochs"] for values in asked} == {"1", "2", "3"}
+    assert {values["student.layers"] for values in asked} == {"1", "[0, 1]"}
+
+
+def test_an_interrupted_search_asks_for_the_same_values(
+    single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(values: dict[str, str]) -> float | None:
+        rate = float(values["distill.learning_rate"])
+        return None if rate > 5e-3 else rate  # some cannot be trained with
+
+    asked = fake_scores(monkeypatch, score)
+    whole = searched(single, tmp_path / "whole", 16)
+    assert any(trial["score"] is None for trial in whole)
+    before = len(asked)
+    calls = 0
+
+    def killed(values: dict[str, str]) -> float | None:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 9):
+            raise KeyboardInterrupt
+        return score(values)
+
+    again = fake_scores(monkeypatch, killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            searched(single, tmp_path / "killed", 16)
+    assert searched(single, tmp_path / "killed", 16) == whole
+    assert len(again) == before + 2
+    assert searched(single, tmp_path / "killed", 17)[:16] == whole  # more trials go on
+
+
+def test_a_trial_teaches_a_student_and_keeps_the_teacher(single: Finished, tmp_path: Path) -> None:
+    for stage in ("teacher", "targets"):
+        shutil.copytree(single.out / "work" / stage, tmp_path / "work" / stage)
+    found = {"distill.learning_rate": [1e-6, 2e-3], "distill.epochs": [2]}
+    override = space(found)
+    result = limbeck("tune", single.recipe, "--out", tmp_path, "--trials", 3, "--set", override)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("teacher: done earlier") == 3
+    report = json.loads((tmp_path / module.REPORT).read_text())
+    by_rate = {row["set"][0]: row["score"] for row in report["trials"]}
+    assert report["best"]["score"] == max(by_rate.values())
+    assert f"best validation score {report['best']['score']:.4f}" in result.stdout
+    assert "--set distill.learning_rate=" in result.stdout
+    assert not (tmp_path / "bundle").exists()
+    again = limbeck("tune", single.recipe, "--out", tmp_path, "--trials", 3, "--set", override)
+    assert "going on after 3 trials" in again.stdout
+    assert "trial 4" not in again.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_in_its_trial(single: Finished, tmp_path: Path) -> None:
+    for stage in ("teacher", "targets"):
+        shutil.copytree(single.out / "work" / stage, tmp_path / "work" / stage)
+    options = ("tune", single.recipe, "--out", tmp_path, "--trials", 2, "--set", "distill.checkpoint_seconds=0")
+    arguments = (*options, "--set", space({"distill.learning_rate": {"low": 1e-3, "high": 3e-3}}))
+    with started(*arguments) as running:
+        running.wait_until(lambda: (tmp_path / "work/distill/checkpoints/float/checkpoint.pt").exists())
+        running.send(signal.SIGKILL)
+    result = limbeck(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "distilling: resuming at step" in result.stdout
+    assert len(json.loads((tmp_path / module.REPORT).read_text())["trials"]) == 2
+
+
+def test_a_search_in_which_nothing_can_be_trained(
+    single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_scores(monkeypatch, lambda _: None)
+    with pytest.raises(TrainingError, match=r"no trial could be trained to its end; look at the ranges of tune\.space"):
+        searched(single, tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (None, "no tune.space; expected keys to search over"),
+        (space({"gate.max_quality_drop": [0.1, 0.2]}), "gate.max_quality_drop does not decide how good the student is"),
+        (space({"distill.learning": [1]}), "distill.learning: unknown key; did you mean 'learning_rate'"),
+        (space({"distill.epochs": {"low": 0, "high": 3}}), "distill.epochs"),
+        (space({"distill.epochs": {"low": 3, "high": 3}}), "expected low below high"),
+        (space({}), "tune.space"),
+    ],
+)
+def test_a_space_that_cannot_be_searched(single: Finished, tmp_path: Path, override: str | None, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tune(single.recipe, [override] if override else [], tmp_path, QUIET, 2)
+    assert message in str(caught.value)
+    assert not (tmp_path / "work").exists()
