@@ -24,7 +24,7 @@ def test_every_container_is_confined(name: str) -> None:
     assert re.fullmatch(r"\$\{LIMBECK_\w+_?IMAGE:-[\w./:-]+\}|\$\{LIMBECK_IMAGE:-limbeck:cpu\}", service["image"])
 
 
-@pytest.mark.parametrize("name", set(SERVICES) - JOBS)
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - JOBS))
 def test_every_service_says_whether_it_is_healthy(name: str) -> None:
     service = SERVICES[name]
     in_image = "build" in service and "HEALTHCHECK" in (TOP / service["build"]["dockerfile"]).read_text(
