@@ -46,8 +46,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     model = load_classifier(str(source / teacher.MODEL), splits.labels, seed, run.spec, keep_head=True)
     found = static_predict(*arguments, model, source / teacher.TOKENIZER, seed)
     keep(STATIC, _counts(run, found), found.size_bytes, found.latency_ms)
-    counts, size_bytes = _undistilled(run, folder)
-    keep(UNDISTILLED, counts, size_bytes, None)
+    if run.recipe.target is None:  # else the student has no shape of its own before it is taught
+        counts, size_bytes = _undistilled(run, folder)
+        keep(UNDISTILLED, counts, size_bytes, None)
     write_atomic(folder / _SUMMARY, json.dumps(summary, indent=2))
     return summary
 

@@ -1,0 +1,232 @@
+"""Stage: cut the student to its target in several steps, and teach it again after each.
+
+Before each cut the importance of heads, neurons, layers and hidden numbers is measured on the student as it is, a
+search keeps the most of it that the step's budget allows, and what goes is physically removed. Budgets fall by the same
+factor from step to step. The last cut is measured in ONNX Runtime and searched again until it costs what the target
+says.
+"""
+
+import copy
+import json
+import math
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress import distill, teacher
+from compress.anatomy import anatomy_of
+from compress.batches import best_device
+from compress.cost import COSTS, Meter
+from compress.cut import Kept, cut
+from compress.distill import Lesson
+from compress.errors import ModelError, RecipeError
+from compress.importance import Importance, measure_importance
+from compress.mask_search import Costs, Found, search, smallest
+from compress.models import load_classifier
+from compress.progress import track
+from compress.recipe_target import Target
+from compress.stage import CHECKPOINTS, Run, read_json, write_atomic
+from service.engine.tokenization import Tokenizer
+
+NEAR = 0.10
+"""A target counts as met when the student's own figure is this near."""
+_NEAR_ENOUGH = 0.04
+"""The search stops when a measurement is this near; the final one, on other texts, may then differ a little."""
+_TRIES = 5
+_DONE, _PLAN, _MODEL = "done.json", "plan.json", "model"
+
+
+def run(run: Run, folder: Path) -> dict[str, Any]:
+    """Write `model/`, the pruned student, its `tokenizer.json`, and `costs.json`, what was measured for it."""
+    recipe = run.recipe
+    if recipe.target is None:
+        raise RecipeError("target: not given")
+    scratch, source = folder / CHECKPOINTS, run.before("prune")
+    shutil.copyfile(source / distill.TOKENIZER, folder / distill.TOKENIZER)
+    student = load_student(run, source / distill.MODEL)
+    tokenizer = Tokenizer(folder / distill.TOKENIZER, recipe.data.max_length)
+    meter = Meter.open(run, recipe.target, tokenizer, scratch, recorded(run))
+    begin, costs = meter.cost(student), meter.costs(student)
+    cutter = _Cutter(run, recipe.target, Lesson.of(run, tokenizer), meter, costs, begin, scratch)
+    run.console.print(f"  before: {meter.in_words(begin)}; wanted: {meter.in_words(meter.wanted)}", markup=False)
+    student, steps = cutter.cut_all(student)
+    summary = cutter.lesson.teach_rounding(student, folder)
+    teacher.save_model(student, folder / distill.MODEL)
+    shutil.copyfile(scratch / COSTS, folder / COSTS)
+    return {
+        "target": recipe.target.model_dump(mode="json", exclude_none=True),
+        "before": meter.value(begin),
+        "measured": meter.value(meter.cost(student)),
+        "parameters": teacher.count_parameters(student),
+        "steps": steps,
+        **summary,
+    }
+
+
+def recorded(run: Run) -> dict[str, Any] | None:
+    """Return the measurements of an earlier run that this one is to use; raises RecipeError."""
+    path = run.recipe.prune.measurements
+    if path is None:
+        earlier = run.previous.folder("prune") if run.previous else run.shared and run.shared / "work" / "pareto"
+        return read_json(earlier / COSTS) if earlier else None
+    found = read_json(run.recipe_folder / path)
+    if found is None or not {"about", "measured"} <= found.keys():
+        raise RecipeError(f"prune.measurements: {path} is not the {COSTS} of a finished run")
+    return found
+
+
+def load_student(run: Run, folder: Path) -> nn.Module:
+    """Load a student of a run, its labels in the data's order."""
+    return load_classifier(str(folder), run.splits.labels, run.recipe.seed, run.spec, keep_head=True)
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts and teaches, step by step; what is done lies in `scratch` and is not done again."""
+
+    run: Run
+    target: Target
+    lesson: Lesson
+    meter: Meter
+    costs: Costs
+    begin: float
+    scratch: Path
+
+    def cut_all(self, student: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """Return the pruned student and what was done in each step; raises ModelError for a target out of reach."""
+        wanted, number = self.meter.wanted, self.run.recipe.prune.steps
+        if self.begin <= wanted:
+            self.run.console.print("  the student meets its target as it is: nothing is cut")
+            return student, []
+        done: list[dict[str, Any]] = []
+        while (report := read_json(self._place(len(done) + 1) / _DONE)) is not None:  # by a run that was killed
+            done.append(report)
+        if done:
+            student = load_student(self.run, self._place(len(done)) / _MODEL)
+        for step in range(len(done) + 1, number + 1):
+            report = self._step(student, step, self.begin * (wanted / self.begin) ** (step / number))
+            done.append(report)
+        return student, done
+
+    def _place(self, step: int) -> Path:
+        return self.scratch / f"step-{step}"
+
+    def _step(self, student: nn.Module, step: int, budget: float) -> dict[str, Any]:
+        """Cut and teach `student` in place, save it, and return what was done."""
+        run, settings, place = self.run, self.run.recipe.prune, self._place(step)
+        place.mkdir(parents=True, exist_ok=True)
+        plan = read_json(place / _PLAN)
+        if plan is None:
+            plan = self._plan(student, step, budget)
+            write_atomic(place / _PLAN, json.dumps(plan))
+        cut(student, _kept(plan["kept"]))
+        told = _told(student, self.meter, plan["cost"])
+        run.console.print(f"  cut {step} of {settings.steps}: {told}", soft_wrap=True, markup=False)
+        last = step == settings.steps
+        changed = {
+            "epochs": settings.final_epochs if last else settings.epochs,
+            "learning_rate": settings.learning_rate or run.recipe.distill.learning_rate,
+        }
+        config = run.recipe.distill.model_copy(update=changed)
+        title = f"distilling after cut {step}"
+        summary = self.lesson.teach(student, config, place / "training", title, seed=run.recipe.seed + 10 + step)
+        teacher.save_model(student, place / _MODEL)
+        report = {
+            "cost": plan["cost"],
+            "lost": plan["lost"],
+            "shape": told,
+            "validation_score": summary["validation_score"],
+            "epochs": summary["epochs"],
+        }
+        write_atomic(place / _DONE, json.dumps(report))
+        shutil.rmtree(place / "training", ignore_errors=True)
+        shutil.rmtree(self._place(step - 1) / _MODEL, ignore_errors=True)
+        return report
+
+    def _plan(self, student: nn.Module, step: int, budget: float) -> dict[str, Any]:
+        importance = self._importance(student, step)
+        if step == 1:
+            self._check_reachable(student, importance)
+        tries = _TRIES if step == self.run.recipe.prune.steps else 2
+        found, cost = self._fitting(student, importance, budget, tries)
+        return {"kept": asdict(found.kept), "cost": cost, "lost": found.lost}
+
+    def _fitting(self, student: nn.Module, importance: Importance, budget: float, tries: int) -> tuple[Found, float]:
+        """Return the cut whose measured cost is nearest to `budget`: the search errs by a factor that is measured."""
+        settings = self.run.recipe.prune
+        factor, best, tried = 1.0, None, set()
+        for _ in range(tries):
+            options: dict[str, Any] = {"block": settings.block, "skip_layers": settings.layers}
+            found = search(importance, self.costs, budget / factor, **options)
+            if found is None:
+                found = smallest(importance, self.costs, **options)
+            cost = self._measured(student, found.kept)
+            distance = abs(math.log(cost / budget))
+            if best is None or distance < best[0]:
+                best = (distance, found, cost)
+            if distance <= _NEAR_ENOUGH or found.kept in tried:
+                break
+            tried.add(found.kept)
+            factor = cost / found.cost
+        if best is None:
+            raise ValueError("tries must be positive")
+        return best[1], best[2]
+
+    def _measured(self, student: nn.Module, kept: Kept) -> float:
+        smaller = copy.deepcopy(student)
+        cut(smaller, kept)
+        return self.meter.cost(smaller)
+
+    def _check_reachable(self, student: nn.Module, importance: Importance) -> None:
+        settings = self.run.recipe.prune
+        least = smallest(importance, self.costs, block=settings.block, skip_layers=settings.layers)
+        cost = self._measured(student, least.kept)
+        if cost > self.meter.wanted * (1 + NEAR):
+            hidden, layers = least.shape
+            raise ModelError(
+                f"target.{self.target.kind}: found {self.target.value:g}; the smallest student that can be cut from "
+                f"this one ({len(layers)} layers of 1 head and {layers[0][1]} neurons, {hidden} wide) comes to "
+                f"{self.meter.in_words(cost)}; ask for less, allow prune.layers and prune.hidden, prune its "
+                "vocabulary, or start from a narrower student"
+            )
+
+    def _importance(self, student: nn.Module, step: int) -> Importance:
+        run, data = self.run, self.lesson.data
+        settings = run.recipe.prune
+        kind: str = settings.importance
+        if kind == "fisher" and run.recipe.distill.loss == "kl":
+            kind = "fisher-sigmoid" if run.spec.multi_label else "fisher-softmax"
+        number = len(data.encoded.encodings)
+        drawn = random.Random(run.recipe.seed + step).sample(range(number), min(settings.texts, number))  # noqa: S311 - not for secrets
+        student.to(best_device())
+        with track(run.console, "measuring importance", len(drawn)) as advance:
+            found = measure_importance(
+                student,
+                data,
+                drawn,
+                self.lesson.loss,
+                kind,
+                pad_id=self.lesson.tokenizer.pad_id,
+                seed=run.recipe.seed + step,
+                advance=advance,
+            )
+        student.to("cpu")
+        return found
+
+
+def _kept(plan: dict[str, Any]) -> Kept:
+    heads, neurons = (tuple(tuple(layer) for layer in plan[part]) for part in ("heads", "neurons"))
+    return Kept(tuple(plan["layers"]), heads, neurons, tuple(plan["hidden"]))
+
+
+def _told(student: nn.Module, meter: Meter, cost: float) -> str:
+    anatomy = anatomy_of(student)
+    layers = anatomy.layers
+    return (
+        f"{len(layers)} layers, {anatomy.hidden} wide, heads {'+'.join(str(layer.heads) for layer in layers)}, neurons "
+        f"{'+'.join(str(layer.neurons) for layer in layers)}: {meter.in_words(cost)}"
+    )
