@@ -53,6 +53,7 @@ class Meter:
         known = read_json(scratch / COSTS) or recorded or {"about": about, "measured": {}}
         if known.get("about") != about:
             raise RecipeError(f"prune.measurements: they are of {known.get('about')}; expected {about}")
+        write_atomic(scratch / COSTS, json.dumps(known))
         return cls(run, target, tokenizer, scratch, known)
 
     @property
@@ -116,8 +117,10 @@ class Meter:
                 )
                 for name, found in zip(("heads", "neurons"), curves, strict=True):
                     self._remember(name, {str(h): np.round(values, 6).tolist() for h, values in found.items()})
-            tables = [{h: np.array(self.known[name][str(h)]) for h in widths} for name in ("heads", "neurons")]
-            per_layer = Costs(dict.fromkeys(widths, 0.0), *tables)
+            of_heads, of_neurons = (
+                {h: np.array(self.known[name][str(h)]) for h in widths} for name in ("heads", "neurons")
+            )
+            per_layer = Costs(dict.fromkeys(widths, 0.0), of_heads, of_neurons)
         return self._with_rest(per_layer, student, hidden)
 
     def _with_rest(self, per_layer: Costs, student: nn.Module, hidden: int) -> Costs:

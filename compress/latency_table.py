@@ -70,7 +70,8 @@ def curve(grid: Sequence[int], values: Sequence[float], most: int) -> Curve:
     before = rising[0]
     if len(grid) > 1:  # the line through the first two points
         before = max(0.0, rising[0] - grid[0] * (rising[1] - rising[0]) / (grid[1] - grid[0]))
-    return np.interp(np.arange(most + 1), [0, *grid], [before, *rising])
+    result: Curve = np.interp(np.arange(most + 1), [0, *grid], [before, *rising])
+    return result
 
 
 def attention(hidden: int, heads: int, head_width: int) -> onnx.ModelProto:
