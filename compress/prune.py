@@ -198,6 +198,9 @@ class _Cutter:
         run, data = self.run, self.lesson.data
         settings = run.recipe.prune
         kind: str = settings.importance
+        untaught = run.previous is None and step == 1 and run.reports["distill"].summary["epochs"] == 0
+        if kind == "taylor" and untaught:  # the loss of a student that is its teacher has no slope
+            kind = "fisher"
         if kind == "fisher" and run.recipe.distill.loss == "kl":
             kind = "fisher-sigmoid" if run.spec.multi_label else "fisher-softmax"
         number = len(data.encoded.encodings)

@@ -34,7 +34,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     source, length = run.before("vocabulary"), recipe.data.max_length
     student = load_classifier(str(source / distill.MODEL), splits.labels, recipe.seed, run.spec, keep_head=True)
     old = Tokenizer(source / distill.TOKENIZER, length)
-    before = {name: _score(run, student, old, getattr(splits, name)) for name in ("validation", "test")}
+    before = _score(run, student, old, splits.test)
     seen = count_tokens(old, targets.transfer_set(run, run.folder("targets")))
     ids = prune_tokenizer(source / distill.TOKENIZER, seen, config.min_count, folder / distill.TOKENIZER)
     cut_embeddings(student, ids)
@@ -48,15 +48,15 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     }
     if config.embedding_rank is not None:
         summary["variance_kept"] = factorize(student, config.embedding_rank)
-    after = {name: _score(run, student, new, getattr(splits, name)) for name in ("validation", "test")}
-    summary["score"] = {name: {"before": before[name], "after": after[name]} for name in before}
+    # reported, and nothing is chosen by it
+    summary["test_score"] = {"before": before, "after": _score(run, student, new, splits.test)}
     _tell(run, summary)
     lesson = Lesson.of(run, new)
     if config.epochs:
         changed = recipe.distill.model_copy(update={"epochs": config.epochs})
         place, seed = folder / CHECKPOINTS / "float", recipe.seed + 3
         summary |= lesson.teach(student, changed, place, "distilling with fewer tokens", seed=seed)
-        summary["score"]["test"]["taught"] = _score(run, student, new, splits.test)
+        summary["test_score"]["taught"] = _score(run, student, new, splits.test)
     if run.student_stages[-1] == "vocabulary":
         summary |= lesson.teach_rounding(student, folder)
     teacher.save_model(student, folder / distill.MODEL)
@@ -128,7 +128,7 @@ def _score(run: Run, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[
 
 
 def _tell(run: Run, summary: dict[str, Any]) -> None:
-    shares, test = summary["changed_encodings"], summary["score"]["test"]
+    shares, test = summary["changed_encodings"], summary["test_score"]
     run.console.print(
         f"  {summary['tokens']} of {summary['tokens_before']} tokens stay; test texts cut otherwise: "
         f"{shares['test']:.1%}; {run.spec.metric} on test {test['before']:.4f} -> {test['after']:.4f}, untaught",

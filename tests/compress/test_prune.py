@@ -184,6 +184,21 @@ def test_a_speedup_is_searched_until_its_measurement_is_near(
         assert (again.folder("prune") / name).read_bytes() == (first.folder("prune") / name).read_bytes()
 
 
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_taylor_cuts_too(pruned: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+    monkeypatch.setattr(Meter, "_measure", pretended(0))
+    monkeypatch.setattr("compress.cost.measure_curves", pretend_curves)
+    options = [
+        "target={speedup: 4}",
+        "prune={steps: 2, texts: 32, block: 8, importance: taylor}",
+        f"distill.loss={loss}",
+    ]
+    run = reopened(pruned, tmp_path, STAGES[:4], options)
+    found = prune.run(run, stage_folder(run, "prune"))
+    assert found["measured"] == pytest.approx(4, rel=0.1)
+    assert all(step["lost"] > 0 for step in found["steps"])
+
+
 def test_measurements_of_something_else_are_refused(
     pruned: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,10 +110,10 @@ def test_a_run_with_fewer_tokens_and_factorized_embeddings(tmp_path: Path) -> No
     ]
     assert found["changed_encodings"]["test"] == pytest.approx(sum(changed) / len(changed))
     assert 0 < found["variance_kept"] < 1
-    assert set(found["score"]["test"]) == {"before", "after", "taught"}
+    assert set(found["test_score"]) == {"before", "after", "taught"}
     quality = done.bundle.manifest.metrics[1].quality
     assert quality is not None
-    assert quality.scores["accuracy"].value == pytest.approx(found["score"]["test"]["taught"], abs=0.03)
+    assert quality.scores["accuracy"].value == pytest.approx(found["test_score"]["taught"], abs=0.03)
     assert "tokens stay; test texts cut otherwise" in done.printed
     widths = json.loads((done.out / "work/vocabulary/model/widths.json").read_text())
     assert widths["embedding_rank"] == 32
