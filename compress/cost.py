@@ -3,6 +3,7 @@
 Every measurement is kept in a file. Two runs that read the same file make the same choices, whatever their clocks say.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 from rich.console import Console
+from scipy.optimize import nnls
 from torch import nn
 
 from compress import teacher
 from compress.anatomy import anatomy_of
+from compress.cut import Kept, cut
 from compress.errors import QuantizeError, RecipeError
 from compress.export import export_model, optimize
 from compress.graph import Graph
@@ -121,18 +124,34 @@ class Meter:
                 {h: np.array(self.known[name][str(h)]) for h in widths} for name in ("heads", "neurons")
             )
             per_layer = Costs(dict.fromkeys(widths, 0.0), of_heads, of_neurons)
-        return self._with_rest(per_layer, student, hidden)
+        return self._fitted(per_layer, student)
 
-    def _with_rest(self, per_layer: Costs, student: nn.Module, hidden: int) -> Costs:
-        """Add what is in no layer: what the whole student costs beyond its layers, less for narrower ones."""
-        whole = self.cost(student)
-        shape = [(layer.heads, layer.neurons) for layer in anatomy_of(student).layers]
-        inside = per_layer.of(hidden, shape)
-        # layers timed alone can seem to take longer than all of the student, whose last layer computes two tokens only
-        scale = min(1.0, 0.95 * whole / inside)
-        rest = {h: (whole - scale * inside) * h / hidden for h in per_layer.rest}
-        heads = {h: scale * values for h, values in per_layer.heads.items()}
-        return Costs(rest, heads, {h: scale * values for h, values in per_layer.neurons.items()})
+    def least(self, student: nn.Module) -> tuple[nn.Module, float]:
+        """Return the smallest model that can be cut from `student`, and its cost; which head it has does not matter."""
+        settings, small = self.run.recipe.prune, copy.deepcopy(student)
+        anatomy = anatomy_of(small)
+        layers = (0,) if settings.layers else tuple(range(len(anatomy.layers)))
+        neurons = tuple(tuple(range(min(settings.block, anatomy.layers[layer].neurons))) for layer in layers)
+        width = min(self.known["widths"]) if "widths" in self.known else anatomy.hidden
+        cut(small, Kept(layers, ((0,),) * len(layers), neurons, tuple(range(width))))
+        return small, self.cost(small)
+
+    def _fitted(self, per_layer: Costs, student: nn.Module) -> Costs:
+        """Scale what the layers cost alone, and add a rest that grows with the hidden width, to fit two measurements.
+
+        They are the whole student and the smallest one. Layers that are timed alone can be slower than in a student,
+        whose last layer computes two tokens only, or faster, since nothing else is in the cache.
+        """
+        models = [(student, self.cost(student)), self.least(student)]
+        shapes = [shape_of(model) for model, _ in models]
+        # relative errors count: a row of (layers alone, hidden width) / cost
+        rows = [[per_layer.of(*shape) / cost, shape[0] / cost] for shape, (_, cost) in zip(shapes, models, strict=True)]
+        (scale, slope), _ = nnls(np.array(rows), np.ones(len(rows)))
+        return Costs(
+            {h: slope * h for h in per_layer.rest},
+            {h: scale * values for h, values in per_layer.heads.items()},
+            {h: scale * values for h, values in per_layer.neurons.items()},
+        )
 
     def _measure(self, model: nn.Module) -> float:
         path, whole = self.scratch / "measured.int8.onnx", self.scratch / "measured.onnx"
@@ -205,8 +224,14 @@ def same_length(tokenizer: Tokenizer, tokens: int) -> list[Encoding]:
 
 def shape_key(model: nn.Module) -> str:
     """Return what tells models of one run apart that cost differently, such as `312: 4x512 3x256`."""
+    hidden, layers = shape_of(model)
+    return f"{hidden}: " + " ".join(f"{heads}x{neurons}" for heads, neurons in layers)
+
+
+def shape_of(model: nn.Module) -> tuple[int, list[tuple[int, int]]]:
+    """Return the hidden width, and the heads and neurons of each layer."""
     anatomy = anatomy_of(model)
-    return f"{anatomy.hidden}: " + " ".join(f"{layer.heads}x{layer.neurons}" for layer in anatomy.layers)
+    return anatomy.hidden, [(layer.heads, layer.neurons) for layer in anatomy.layers]
 
 
 def hidden_widths(hidden: int) -> list[int]:

@@ -30,12 +30,10 @@ class Costs:
     """Hidden width -> cost of an attention with so many heads."""
     neurons: Mapping[int, Curve]
     """Hidden width -> cost of a feed-forward net with so many neurons."""
-    layer: float = 0.0
-    """What a layer costs besides."""
 
     def of(self, hidden: int, layers: Sequence[tuple[int, int]]) -> float:
         """Return the cost of a model with these heads and neurons in its layers."""
-        parts = (self.layer + self.heads[hidden][heads] + self.neurons[hidden][neurons] for heads, neurons in layers)
+        parts = (self.heads[hidden][heads] + self.neurons[hidden][neurons] for heads, neurons in layers)
         return float(self.rest[hidden] + sum(parts))
 
 
@@ -71,7 +69,7 @@ def search(
             lost = lost_hidden + float(importance.layers.sum() - importance.layers[layers].sum())
             if best is not None and lost >= best.lost:
                 break  # fewer layers lose more
-            room = budget - costs.rest[hidden] - costs.layer * len(layers)
+            room = budget - costs.rest[hidden]
             found = _heads_and_neurons(importance, layers, costs.heads[hidden], costs.neurons[hidden], room, block)
             if found is None:
                 continue

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from compress import distill, teacher
 from compress.anatomy import anatomy_of
 from compress.batches import best_device
-from compress.cost import COSTS, Meter
+from compress.cost import COSTS, Meter, shape_of
 from compress.cut import Kept, cut
 from compress.distill import Lesson
 from compress.errors import ModelError, RecipeError
@@ -53,6 +54,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     begin, costs = meter.cost(student), meter.costs(student)
     cutter = _Cutter(run, recipe.target, Lesson.of(run, tokenizer), meter, costs, begin, scratch)
     run.console.print(f"  before: {meter.in_words(begin)}; wanted: {meter.in_words(meter.wanted)}", markup=False)
+    _check_reachable(meter, student)
     student, steps = cutter.cut_all(student)
     summary = cutter.lesson.teach_rounding(student, folder)
     teacher.save_model(student, folder / distill.MODEL)
@@ -77,6 +79,18 @@ def recorded(run: Run) -> dict[str, Any] | None:
     if found is None or not {"about", "measured"} <= found.keys():
         raise RecipeError(f"prune.measurements: {path} is not the {COSTS} of a finished run")
     return found
+
+
+def _check_reachable(meter: Meter, student: nn.Module) -> None:
+    least, cost = meter.least(student)
+    if cost > meter.wanted * (1 + NEAR):
+        hidden, layers = shape_of(least)
+        raise ModelError(
+            f"target.{meter.target.kind}: found {meter.target.value:g}; the smallest student that can be cut from this "
+            f"one ({len(layers)} layers of 1 head and {layers[0][1]} neurons, {hidden} wide) comes to "
+            f"{meter.in_words(cost)}; ask for less, allow prune.layers and prune.hidden, prune its vocabulary, or "
+            "start from a narrower student"
+        )
 
 
 def load_student(run: Run, folder: Path) -> nn.Module:
@@ -149,50 +163,42 @@ class _Cutter:
 
     def _plan(self, student: nn.Module, step: int, budget: float) -> dict[str, Any]:
         importance = self._importance(student, step)
-        if step == 1:
-            self._check_reachable(student, importance)
         tries = _TRIES if step == self.run.recipe.prune.steps else 2
         found, cost = self._fitting(student, importance, budget, tries)
         return {"kept": asdict(found.kept), "cost": cost, "lost": found.lost}
 
     def _fitting(self, student: nn.Module, importance: Importance, budget: float, tries: int) -> tuple[Found, float]:
-        """Return the cut whose measured cost is nearest to `budget`: the search errs by a factor that is measured."""
+        """Return the cut whose measured cost is nearest to `budget`, and that cost.
+
+        The search knows costs from its table. What it must be asked for is found between the smallest student and this
+        one, whose costs are measured, by interpolation on logarithms; each cut that is measured narrows the bounds.
+        """
         settings = self.run.recipe.prune
-        factor, best, tried = 1.0, None, set()
+        options: dict[str, Any] = {"block": settings.block, "skip_layers": settings.layers}
+        least, cost = self.meter.least(student)
+        low, high = (
+            (self.costs.of(*shape_of(least)), cost),
+            (self.costs.of(*shape_of(student)), self.meter.cost(student)),
+        )
+        found = smallest(importance, self.costs, **options)
+        best, tried = (abs(math.log(cost / budget)), found, cost), {found.kept}
         for _ in range(tries):
-            options: dict[str, Any] = {"block": settings.block, "skip_layers": settings.layers}
-            found = search(importance, self.costs, budget / factor, **options)
-            if found is None:
-                found = smallest(importance, self.costs, **options)
-            cost = self._measured(student, found.kept)
-            distance = abs(math.log(cost / budget))
-            if best is None or distance < best[0]:
-                best = (distance, found, cost)
-            if distance <= _NEAR_ENOUGH or found.kept in tried:
+            asked = math.exp(np.interp(math.log(budget), np.log([low[1], high[1]]), np.log([low[0], high[0]])))
+            proposed = search(importance, self.costs, asked, **options)
+            if proposed is None or proposed.kept in tried:
                 break
-            tried.add(found.kept)
-            factor = cost / found.cost
-        if best is None:
-            raise ValueError("tries must be positive")
+            cost = self._measured(student, proposed.kept)
+            best = min(best, (abs(math.log(cost / budget)), proposed, cost), key=lambda one: one[0])
+            if best[0] <= _NEAR_ENOUGH:
+                break
+            tried.add(proposed.kept)
+            low, high = (low, (asked, cost)) if cost > budget else ((asked, cost), high)
         return best[1], best[2]
 
     def _measured(self, student: nn.Module, kept: Kept) -> float:
         smaller = copy.deepcopy(student)
         cut(smaller, kept)
         return self.meter.cost(smaller)
-
-    def _check_reachable(self, student: nn.Module, importance: Importance) -> None:
-        settings = self.run.recipe.prune
-        least = smallest(importance, self.costs, block=settings.block, skip_layers=settings.layers)
-        cost = self._measured(student, least.kept)
-        if cost > self.meter.wanted * (1 + NEAR):
-            hidden, layers = least.shape
-            raise ModelError(
-                f"target.{self.target.kind}: found {self.target.value:g}; the smallest student that can be cut from "
-                f"this one ({len(layers)} layers of 1 head and {layers[0][1]} neurons, {hidden} wide) comes to "
-                f"{self.meter.in_words(cost)}; ask for less, allow prune.layers and prune.hidden, prune its "
-                "vocabulary, or start from a narrower student"
-            )
 
     def _importance(self, student: nn.Module, step: int) -> Importance:
         run, data = self.run, self.lesson.data

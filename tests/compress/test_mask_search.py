@@ -24,12 +24,11 @@ def importance(seed: int, layers: int = LAYERS) -> Importance:
 
 
 def costs(widths: tuple[int, ...] = (HIDDEN,)) -> Costs:
-    """A head costs 3, a neuron 1, per hidden number 1/4 of that; a layer 0.5; the rest 1 for each hidden number."""
+    """A head costs 3, a neuron 1, per hidden number 1/4 of that; the rest 1 for each hidden number."""
     return Costs(
         {h: float(h) for h in widths},
         {h: 3.0 * np.arange(HEADS + 1) * h / HIDDEN for h in widths},
         {h: 1.0 * np.arange(NEURONS + 1) * h / HIDDEN for h in widths},
-        layer=0.5,
     )
 
 

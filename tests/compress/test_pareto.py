@@ -52,8 +52,8 @@ def test_a_set_of_two_goes_on_after_a_kill(tmp_path: Path) -> None:
     first, second = (open_bundle(out / "pareto" / number / "bundle").manifest for number in "12")
     assert first.target is not None
     assert second.target is not None
-    assert second.target.wanted == 0.13
-    assert 0.13 < first.target.wanted < summary(out / "pareto/1", "prune")["before"]
+    assert second.target.wanted == 0.14
+    assert 0.14 < first.target.wanted < summary(out / "pareto/1", "prune")["before"]
     assert first.metrics[2].onnx_bytes > second.metrics[2].onnx_bytes
     assert (first.version, second.version) == ("1-1", "1-2")
     # the second is cut from the first
