@@ -25,6 +25,7 @@ from compress.latency import Timed, measure_latency
 from compress.latency_table import measure_curves
 from compress.mask_search import Costs
 from compress.models import load_classifier
+from compress.quantize_weights import MIN_MATRIX_ELEMENTS
 from compress.recipe_target import Target
 from compress.search import quantizer
 from compress.stage import Run, read_json, write_atomic
@@ -34,7 +35,7 @@ COSTS, _TEACHER = "costs.json", "teacher.onnx"
 _TIMED_TEXTS = 64
 _CALIBRATION_TEXTS = 32
 _SAME_LENGTH_CALLS = 32
-_HIDDEN_SHARES = (1, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 4)
+_HIDDEN_SHARES = (5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 4)
 _QUIET = Console(quiet=True)
 
 
@@ -96,7 +97,8 @@ class Meter:
         neurons = max(layer.neurons for layer in anatomy.layers)
         head_width, hidden = anatomy.layers[0].head_width, anatomy.hidden
         if "widths" not in self.known:
-            self._remember("widths", hidden_widths(hidden) if self.run.recipe.prune.hidden else [hidden])
+            settings = self.run.recipe.prune
+            self._remember("widths", hidden_widths(hidden, settings.block) if settings.hidden else [hidden])
         widths = [width for width in self.known["widths"] if width <= hidden]
         if self.target.kind == "size_mb":
             per_layer = Costs(
@@ -234,7 +236,11 @@ def shape_of(model: nn.Module) -> tuple[int, list[tuple[int, int]]]:
     return anatomy.hidden, [(layer.heads, layer.neurons) for layer in anatomy.layers]
 
 
-def hidden_widths(hidden: int) -> list[int]:
-    """Return the widths that hidden states may have: some shares of `hidden`, in steps that kernels like."""
+def hidden_widths(hidden: int, block: int) -> list[int]:
+    """Return the widths that hidden states may have: some shares of `hidden`, in steps that kernels like.
+
+    Narrower ones, of which a matrix with `block` neurons would be too small for INT8, are left out.
+    """
     step = 32 if hidden >= 256 else 8
-    return sorted({hidden, *(max(step, round(hidden * share / step) * step) for share in _HIDDEN_SHARES[1:])})
+    narrower = {round(hidden * share / step) * step for share in _HIDDEN_SHARES}
+    return sorted({hidden, *(width for width in narrower if width * block >= MIN_MATRIX_ELEMENTS)})

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.support.command import limbeck, started
 from tests.support.models import tiny_classifier, write_tiny_recipe
 from tests.support.pruned import STAGES, finish_pruned, summary
 from tests.support.runs import Finished, reopened, stage_folder
+from tests.support.small_disk import can_mount, on_small_disk
 
 SAME = ["model.int8.onnx", "model.fp32.onnx", "model.fp16.onnx", "tokenizer.json", "golden.jsonl"]
 OFTEN = [f"--set={part}.checkpoint_seconds=0" for part in ("teacher.fine_tune", "distill")]
@@ -274,8 +276,10 @@ def test_a_family_that_cannot_be_pruned_is_refused_before_anything_is_trained(tm
 
 
 def test_hidden_widths_are_shares_in_steps_of_32() -> None:
-    assert hidden_widths(768) == [192, 256, 384, 512, 640, 768]
-    assert hidden_widths(64) == [16, 24, 32, 40, 56, 64]
+    assert hidden_widths(768, 32) == [192, 256, 384, 512, 640, 768]
+    assert hidden_widths(384, 32) == [128, 192, 256, 320, 384]  # 96 x 32 is too small for INT8
+    assert hidden_widths(64, 128) == [32, 40, 56, 64]
+    assert hidden_widths(64, 8) == [64]
 
 
 def test_why_a_target_was_missed(pruned: Finished, tmp_path: Path) -> None:
@@ -321,3 +325,18 @@ def test_a_line_for_every_kind_of_target() -> None:
 def test_shapes_that_cost_the_same_are_measured_once() -> None:
     assert shape_key(tiny_classifier(layers=2)) == "64: 4x128 4x128"
     assert shape_key(tiny_classifier("mpnet", layers=2)) == shape_key(tiny_classifier("distilbert", layers=2))
+
+
+@pytest.mark.parametrize(("stage", "free_pages"), [("vocabulary", 30), ("prune", 50)])
+def test_a_full_disk_is_one_message(pruned: Finished, tmp_path: Path, stage: str, free_pages: int) -> None:
+    if not can_mount():
+        pytest.skip("needs mounts in a user namespace: unshare -rm")
+    out, kept = tmp_path / "out", tmp_path / "kept.txt"
+    out.mkdir()
+    earlier = STAGES[: STAGES.index(stage)]
+    setup = partial(on_small_disk, out, pruned.out / "work", earlier, free_pages, kept)
+    result = run(pruned.recipe, out, setup=setup)
+    assert f"{stage}\n" in result.stdout, result.stderr  # it began
+    assert_one_message(result)
+    assert "No space left on device" in result.stderr or "is the disk full?" in result.stderr
+    assert f"work/{stage}/stage.json" not in kept.read_text().splitlines()
