@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from compress import distill, teacher
@@ -37,7 +36,9 @@ NEAR = 0.10
 """A target counts as met when the student's own figure is this near."""
 _NEAR_ENOUGH = 0.04
 """The search stops when a measurement is this near; the final one, on other texts, may then differ a little."""
-_TRIES = 5
+_TRIES, _SEARCHES = 6, 25
+"""Cuts that are measured for the last step, at most; several questions can have the same answer."""
+_SAME = 1.003
 _DONE, _PLAN, _MODEL = "done.json", "plan.json", "model"
 
 
@@ -182,16 +183,16 @@ class _Cutter:
         )
         found = smallest(importance, self.costs, **options)
         best, tried = (abs(math.log(cost / budget)), found, cost), {found.kept}
-        for _ in range(tries):
-            asked = math.exp(np.interp(math.log(budget), np.log([low[1], high[1]]), np.log([low[0], high[0]])))
+        for _ in range(_SEARCHES):
+            asked = _between(low, high, budget)
             proposed = search(importance, self.costs, asked, **options)
-            if proposed is None or proposed.kept in tried:
-                break
-            cost = self._measured(student, proposed.kept)
-            best = min(best, (abs(math.log(cost / budget)), proposed, cost), key=lambda one: one[0])
-            if best[0] <= _NEAR_ENOUGH:
+            if proposed is None or len(tried | {proposed.kept}) > tries + 1:
                 break
             tried.add(proposed.kept)
+            cost = self._measured(student, proposed.kept)
+            best = min(best, (abs(math.log(cost / budget)), proposed, cost), key=lambda one: one[0])
+            if best[0] <= _NEAR_ENOUGH or high[0] / low[0] < _SAME:
+                break
             low, high = (low, (asked, cost)) if cost > budget else ((asked, cost), high)
         return best[1], best[2]
 
@@ -225,6 +226,13 @@ class _Cutter:
             )
         student.to("cpu")
         return found
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], budget: float) -> float:
+    """Return what to ask for between two points (asked, measured) to measure `budget`, not too near to either."""
+    (low_asked, low_cost), (high_asked, high_cost) = ((math.log(a), math.log(c)) for a, c in (low, high))
+    share = (math.log(budget) - low_cost) / (high_cost - low_cost) if high_cost > low_cost else 0.5
+    return math.exp(low_asked + min(0.9, max(0.1, share)) * (high_asked - low_asked))
 
 
 def _kept(plan: dict[str, Any]) -> Kept:
