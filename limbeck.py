@@ -67,10 +67,14 @@ def compress(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write loss, rate and validation score for TensorBoard.")
     ] = None,
+    pareto: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Make N students, the last of them at the recipe's target.")
+    ] = None,
 ) -> None:
     """Distil, export, quantize, evaluate and package a classifier.
 
-    Stages: teacher, targets, distill, export, calibrate, quantize, baselines, evaluate, package. A run that was killed
+    Stages: teacher, targets, distill, vocabulary, prune, export, calibrate, quantize, baselines, evaluate, package
+    (vocabulary and prune where the recipe asks for them: `vocabulary`, `target`). A run that was killed
     goes on where it was when the same command is given again; a stage runs anew only when something it reads has
     changed. Exit code 3: no variant kept what the recipe's gate demands; no bundle is written without --force.
 
@@ -78,14 +82,26 @@ def compress(
     processes; if one dies, all stop, and the same command goes on. A recipe with teacher.others or teacher.llm has the
     stages teacher-2 … and label, too.
 
+    With a target the student is pruned until its INT8 variant meets it: --set 'target={speedup: 20}', {latency_ms: 2}
+    (of a text of 32 tokens) or {size_mb: 8}. --pareto 5 makes five students, each of the same ratio faster (or smaller)
+    than the one before, the last at the target; bundles are in DIR/pareto/1/bundle and so on.
+
     Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
     """
     console = Console(highlight=False)
     with reported("stopped; give the same command again to go on from the last checkpoint"):
+        if pareto is not None and num_processes > 1:
+            raise typer.BadParameter("--pareto makes its students in one process; leave --num-processes out")
         if num_processes > 1 and "WORLD_SIZE" not in os.environ:
             from compress.launch import launch
 
             raise typer.Exit(launch(sys.argv[1:], num_processes))
+        if pareto is not None:
+            from compress.pareto import pareto as several
+
+            for point in several(recipe, overrides or [], out, console, pareto, force):
+                console.print(f"bundle: {point.folder}", markup=False, soft_wrap=True)
+            return
         from compress.pipeline import compress as run
 
         bundle = run(recipe, overrides or [], out, console, force, tensorboard)

@@ -189,6 +189,18 @@ class Lineage(_Schema):
     created_at: str = Field(description="UTC, ISO 8601")
 
 
+class TargetOutcome(_Schema):
+    """What the student was pruned for, and what it came to in INT8."""
+
+    kind: str = Field(description="speedup (over the teacher, batch 1), latency_ms or size_mb")
+    wanted: float
+    reached: float
+    tokens: int | None = Field(default=None, description="of latency_ms: length of the text")
+    threads: int | None = Field(default=None, description="of latency_ms")
+    met: bool = Field(description="within 10 % of what was wanted")
+    reason: str | None = Field(default=None, description="why it was not met")
+
+
 class Manifest(_Schema):
     """The whole of `manifest.json`."""
 
@@ -205,6 +217,7 @@ class Manifest(_Schema):
     variants: tuple[Variant, ...] = Field(min_length=1)
     metrics: tuple[StageMetrics, ...] = ()
     baselines: tuple[BaselineMetrics, ...] = ()
+    target: TargetOutcome | None = Field(default=None, description="where the recipe had a target")
     lineage: Lineage
     files: dict[str, FileEntry]
     # Room from format 1 on; each is null until a task needs it.

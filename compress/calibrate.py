@@ -27,7 +27,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     recipe, splits, spec = run.recipe, run.splits, run.spec
     sources = {
         "teacher": (run.folder("teacher") / teacher.TOKENIZER, export.TEACHER, TEACHER_ROWS),
-        "student": (run.folder("distill") / distill.TOKENIZER, export.STUDENT, STUDENT_ROWS),
+        "student": (run.student / distill.TOKENIZER, export.STUDENT, STUDENT_ROWS),
     }
     fitted = {}
     for name, (tokenizer_path, model, target) in sources.items():

@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bundle.manifest import BaselineMetrics, StageMetrics
+from bundle.manifest import BaselineMetrics, StageMetrics, TargetOutcome
 from compress import calibrate, distill, export, search, teacher, worth
 from compress.examples import Example
 from compress.machine import describe_machine, load_average
 from compress.measure import STUDENT, TEACHER, Subject, answers, measure, ruler_of
+from compress.outcome import target_outcome
 from compress.stage import Run, write_atomic
 from service.engine.tokenization import Tokenizer
 
-METRICS, BASELINES = "metrics.json", "baselines.json"
+METRICS, BASELINES, TARGET = "metrics.json", "baselines.json", "target.json"
 INT8, FP16 = "int8", "fp16"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write `metrics.json`, a StageMetrics a model: teacher, student, variants; and `baselines.json`."""
+    """Write `metrics.json`, a StageMetrics a model: teacher, student, variants; `baselines.json` and `target.json`."""
     recipe, splits = run.recipe, run.splits
     found = subjects(run)
     ruler = ruler_of(run)
@@ -27,6 +28,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     write_atomic(folder / METRICS, json.dumps([row.model_dump() for row in rows], indent=2))
     beaten = worth.judge(run, run.folder("baselines"), said[INT8]) if recipe.evaluate.baselines else []
     write_atomic(folder / BASELINES, json.dumps([row.model_dump() for row in beaten], indent=2))
+    outcome = target_outcome(run, next(row for row in rows if row.stage == INT8), found[INT8])
+    write_atomic(folder / TARGET, "null" if outcome is None else outcome.model_dump_json(indent=2))
     return {"machine": describe_machine(), "load_average": load_average(), "test_rows": len(splits.test)}
 
 
@@ -34,7 +37,7 @@ def subjects(run: Run) -> dict[str, Subject]:
     """Return the models of a run, the teacher first."""
     length, fitted_folder = run.recipe.data.max_length, run.folder("calibrate")
     of_teacher = Tokenizer(run.folder("teacher") / teacher.TOKENIZER, length)
-    own = Tokenizer(run.folder("distill") / distill.TOKENIZER, length)
+    own = Tokenizer(run.student / distill.TOKENIZER, length)
     fitted = calibrate.read_fitted(fitted_folder, "student")
     found = {
         TEACHER: Subject(
@@ -57,6 +60,12 @@ def read_metrics(folder: Path) -> list[StageMetrics]:
 def read_baselines(folder: Path) -> list[BaselineMetrics]:
     """Return what `run` wrote of the baselines."""
     return [BaselineMetrics.model_validate(row) for row in json.loads((folder / BASELINES).read_text(encoding="utf-8"))]
+
+
+def read_target(folder: Path) -> TargetOutcome | None:
+    """Return what `run` wrote of the target, or None."""
+    found = json.loads((folder / TARGET).read_text(encoding="utf-8"))
+    return None if found is None else TargetOutcome.model_validate(found)
 
 
 def _enough(test: list[Example], others: list[Example], number: int) -> list[Example]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compress import distill, teacher
+from compress.anatomy import heads_of
 from compress.batches import forward
 from compress.errors import ExportError
 from compress.fold import fold_biases, slice_positions
@@ -34,7 +35,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `teacher.fp32.onnx` as the exporter makes it (the yardstick) and `model.fp32.onnx`, fused."""
     recipe, labels, spec = run.recipe, run.splits.labels, run.spec
     summary: dict[str, Any] = {}
-    sources = {TEACHER: run.folder("teacher") / teacher.MODEL, STUDENT: run.folder("distill") / distill.MODEL}
+    sources = {TEACHER: run.folder("teacher") / teacher.MODEL, STUDENT: run.student / distill.MODEL}
     for name, source in sources.items():
         model = load_classifier(str(source), labels, recipe.seed, spec, keep_head=True)
         path = folder / name
@@ -96,11 +97,8 @@ def check_parity(model: nn.Module, path: Path, labels: int, max_length: int) -> 
 
 def fuse(model: nn.Module, path: Path, labels: int, max_length: int) -> dict[str, Any]:
     """Run the graph passes on the file and keep them only if the result still agrees with torch."""
-    config: Any = model.config
     graph = Graph(onnx.load(path))
-    attentions = fuse_attention(graph, config.num_attention_heads)
-    first_token = keep_first_tokens(graph)
-    folded, sliced = fold_biases(graph), slice_positions(graph)
+    done = optimize(graph, model)
     fused = path.with_suffix(".fused")
     onnx.save(graph.finish(), fused)
     try:
@@ -109,10 +107,16 @@ def fuse(model: nn.Module, path: Path, labels: int, max_length: int) -> dict[str
         fused.unlink()
         return {"fused_attentions": 0, "last_layer_cut": False, "folded_biases": 0, "sliced_positions": False}
     fused.replace(path)
+    return {"parity": parity, **done}
+
+
+def optimize(graph: Graph, model: nn.Module) -> dict[str, Any]:
+    """Run the graph passes that change speed and not answers; return how much each one took in."""
+    attentions = fuse_attention(graph, heads_of(model))
+    first_token = keep_first_tokens(graph)
     return {
-        "parity": parity,
         "fused_attentions": attentions,
         "last_layer_cut": first_token,
-        "folded_biases": folded,
-        "sliced_positions": sliced,
+        "folded_biases": fold_biases(graph),
+        "sliced_positions": slice_positions(graph),
     }

@@ -6,6 +6,7 @@ reads no more than token 0. Each pass touches only what it recognises and says h
 the result with torch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,23 @@ _MASK = "attention_mask"
 # One token would do, but ONNX Runtime multiplies a single row with another kernel, whose sums depend on the padding:
 # 2 of 200 texts then changed their last bit among batch mates. Every text has at least two tokens.
 _KEPT_TOKENS = 2
+_POSITION_BIAS = 5  # which input of MultiHeadAttention
 # operators that treat the tokens of a text one by one
 _ROW_WISE = {"Add", "Cast", "Div", "Erf", "Gelu", "LayerNormalization", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"}
 
 
-def fuse_attention(graph: Graph, heads: int) -> int:
-    """Fuse every attention whose mask is the padding mask alone; return how many there were."""
+def fuse_attention(graph: Graph, heads: int | Sequence[int]) -> int:
+    """Fuse every attention whose mask is the padding mask alone; return how many there were.
+
+    `heads` are those of every layer, or of each one, first to last.
+    """
     fused = 0
     mask = f"{_MASK}_int32"
-    for softmax in [node for node in graph.nodes if node.op_type == "Softmax"]:
+    for layer, softmax in enumerate([node for node in graph.nodes if node.op_type == "Softmax"]):
         match = _match_attention(graph, softmax)
         if match is None:
             continue
-        last, sources = match
+        last, sources, position_bias = match
         if not fused:
             graph.insert_before(graph.nodes[0], [graph.node("Cast", [_MASK], mask, to=TensorProto.INT32)])
         split = [without_bias(graph, source) for source in sources]
@@ -38,9 +43,11 @@ def fuse_attention(graph: Graph, heads: int) -> int:
         if len(biases) == len(split):  # MultiHeadAttention adds the three biases itself
             inputs = [product for product, _ in split]
             joined = graph.add_weight(f"{last.output[0]}_bias", np.concatenate(biases))
-        attention = graph.node(
-            "MultiHeadAttention", [*inputs, joined, mask], last.output[0], MICROSOFT, num_heads=heads
-        )
+        number = heads if isinstance(heads, int) else heads[layer]
+        inputs = [*inputs, joined, mask]
+        if position_bias is not None:
+            inputs.append(_before_expanding(graph, position_bias))
+        attention = graph.node("MultiHeadAttention", inputs, last.output[0], MICROSOFT, num_heads=number)
         graph.replace(last, [attention])
         fused += 1
     graph.sweep()
@@ -71,28 +78,56 @@ def keep_first_tokens(graph: Graph) -> bool:
     graph.insert_before(projection, [graph.node("Slice", [hidden, *names], first)])
     for node in [projection, *region]:
         graph.rewire(node, hidden, first)
+    if len(attention.input) > _POSITION_BIAS:  # (…, T, T), a row for each query
+        bias = attention.input[_POSITION_BIAS]
+        axis = graph.add_weight("kept_tokens_rows", np.array([2], np.int64))
+        graph.insert_before(attention, [graph.node("Slice", [bias, *names[:2], axis], f"{bias}_first")])
+        graph.rewire(attention, bias, f"{bias}_first")
     return True
 
 
-def _match_attention(graph: Graph, softmax: NodeProto) -> tuple[NodeProto, list[str]] | None:
-    """Return the attention's last node and the (B, T, H) names of query, key and value, if it is one we know.
+def _match_attention(graph: Graph, softmax: NodeProto) -> tuple[NodeProto, list[str], str | None] | None:
+    """Return the attention's last node, the (B, T, H) names of query, key and value, and that of its position bias.
 
-    The pattern is Reshape(Transpose(MatMul(Softmax(Add(MatMul(q, k), mask)), v))), scaled before or after q · k.
+    None if it is not one we know. The pattern is Reshape(Transpose(MatMul(Softmax(Add(MatMul(q, k), mask)), v))),
+    scaled before or after q · k. MPNet adds a bias (1, heads, T, T) before the mask; others have none.
     """
     add = graph.producer(softmax.input[0])
     if add is None or add.op_type != "Add" or not _is_padding_mask(graph, add.input[1]):
         return None
-    scores = graph.producer(add.input[0])
-    if scores is not None and scores.op_type in ("Div", "Mul") and graph.constant(scores.input[1]) is not None:
-        scores = graph.producer(scores.input[0])  # the scale, where it is not part of q and k
+    scores, position_bias = _scores(graph, add.input[0]), None
+    biased = graph.producer(add.input[0])
+    if scores is None and biased is not None and biased.op_type == "Add":
+        scores, position_bias = _scores(graph, biased.input[0]), biased.input[1]
     context = _only_consumer(graph, softmax.output[0], "MatMul")
     transpose = _only_consumer(graph, context.output[0], "Transpose") if context else None
     reshape = _only_consumer(graph, transpose.output[0], "Reshape") if transpose else None
-    if scores is None or scores.op_type != "MatMul" or context is None or reshape is None:
+    if scores is None or context is None or reshape is None:
         return None
     sources = [_before_heads(graph, name) for name in (scores.input[0], scores.input[1], context.input[1])]
     found = [source for source in sources if source is not None]
-    return (reshape, found) if len(found) == len(sources) else None
+    return (reshape, found, position_bias) if len(found) == len(sources) else None
+
+
+def _scores(graph: Graph, name: str) -> NodeProto | None:
+    """Return the product of query and key behind `name`, across its scale where that is not part of q and k."""
+    node = graph.producer(name)
+    if node is not None and node.op_type in ("Div", "Mul") and graph.constant(node.input[1]) is not None:
+        node = graph.producer(node.input[0])
+    return node if node is not None and node.op_type == "MatMul" else None
+
+
+def _before_expanding(graph: Graph, name: str) -> str:
+    """Return a position bias before it was copied for every text of the batch, which MultiHeadAttention does itself."""
+    node = graph.producer(name)
+    if node is not None and node.op_type == "Expand":
+        return str(node.input[0])
+    expand = graph.producer(node.input[0]) if node is not None and node.op_type == "Gather" else None
+    if node is None or expand is None or expand.op_type != "Expand":
+        return name
+    some_heads = graph.node("Gather", [expand.input[0], node.input[1]], f"{name}_one", axis=1)
+    graph.insert_before(node, [some_heads])
+    return str(some_heads.output[0])
 
 
 def _before_heads(graph: Graph, name: str) -> str | None:

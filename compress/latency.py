@@ -1,4 +1,4 @@
-"""Latency in ONNX Runtime, one thread, dynamic length: models take turns so that noise hits all of them."""
+"""Latency in ONNX Runtime, dynamic length: models take turns so that noise hits all of them."""
 
 import itertools
 import math
@@ -28,14 +28,18 @@ class Timed:
 
 
 def measure_latency(
-    models: Mapping[str, Timed], rounds: int, console: Console, sizes: Sequence[int] = BATCH_SIZES
+    models: Mapping[str, Timed],
+    rounds: int,
+    console: Console,
+    sizes: Sequence[int] = BATCH_SIZES,
+    threads: int = 1,
 ) -> dict[str, dict[int, Latency]]:
     """Return each model's milliseconds per call at each batch size over all its texts, after one round of warm-up.
 
     In each round every model runs every batch once, one model after the other. Batches are padded to their own
     longest text, as the service pads them, and full: where texts run out, they are taken again from the first.
     """
-    sessions = {name: Session(model.path, threads=1) for name, model in models.items()}
+    sessions = {name: Session(model.path, threads=threads) for name, model in models.items()}
     batches = {
         (name, size): [pad(batch, model.pad_id) for batch in _full_batches(model.encodings, size)]
         for name, model in models.items()

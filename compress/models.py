@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoTokenizer
 from bundle import sha256_file
 from compress.errors import ModelError
 from compress.tasks import TaskSpec
+from compress.widths import FILE as WIDTHS
+from compress.widths import load_cut
 from service.engine.tokenization import Tokenizer
 
 PACKAGE_PREFIX = "package:"
@@ -77,12 +79,22 @@ def label_names(labels: list[str]) -> dict[str, Any]:
 
 def _from_pretrained(reference: str, spec: TaskSpec, **options: Any) -> nn.Module:
     try:
+        if (Path(reference) / WIDTHS).is_file():
+            return _evaluating(_load_pruned(Path(reference), spec, options))
         return _evaluating(spec.model_class.from_pretrained(reference, dtype=torch.float32, **options))
+    except ModelError:
+        raise
     except Exception as error:  # transformers, safetensors and torch raise many kinds
         raise ModelError(
             f"{reference}: cannot be loaded for {spec.task}: {_first_line(error)}; expected a local folder, "
             f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
         ) from error
+
+
+def _load_pruned(folder: Path, spec: TaskSpec, options: dict[str, Any]) -> nn.Module:
+    if options:
+        raise ModelError(f"{folder}: a pruned model keeps its own head; expected a model that was not pruned")
+    return load_cut(folder, spec.model_class)
 
 
 def load_tokenizer(reference: str) -> Any:

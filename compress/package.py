@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bundle import LAYOUT, Bundle, GoldenInput, Manifest, Task, Variant, write_bundle
-from bundle.manifest import BaselineMetrics, Lineage, StageMetrics
+from bundle.manifest import BaselineMetrics, Lineage, StageMetrics, TargetOutcome
 from compress import distill, evaluate, export, search
 from compress.calibrate import read_fitted
 from compress.confidence import Fitted
@@ -73,12 +73,13 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         models={variant.name: by_dtype[variant.dtype] for variant in variants},
         variants=variants,
         fitted=read_fitted(run.folder("calibrate"), "student"),
-        tokenizer=run.folder("distill") / distill.TOKENIZER,
+        tokenizer=run.student / distill.TOKENIZER,
         max_length=recipe.data.max_length,
         golden=drawn(run.splits.test, recipe.evaluate.golden_inputs, recipe.seed),
         reference=drawn(run.splits.test, MOST_TEXTS, recipe.seed),
         metrics=metrics,
         baselines=evaluate.read_baselines(run.folder("evaluate")),
+        pruned_to=evaluate.read_target(run.folder("evaluate")),
         lineage=lineage,
     )
     write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
@@ -108,6 +109,7 @@ def assemble(
     reference: Sequence[Example],
     metrics: Sequence[StageMetrics],
     baselines: Sequence[BaselineMetrics],
+    pruned_to: TargetOutcome | None = None,
     lineage: Lineage,
 ) -> Bundle:
     """Write a bundle of these variants, with the golden scores they have here; raises BundleError and OSError.
@@ -134,6 +136,7 @@ def assemble(
         variants=tuple(variants),
         metrics=tuple(metrics),
         baselines=tuple(baselines),
+        target=pruned_to,
         lineage=lineage,
         files={},
     )

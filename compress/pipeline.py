@@ -14,13 +14,26 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from bundle import LAYOUT, Bundle, BundleError, check_target, open_bundle
-from compress import calibrate, distill, evaluate, export, label, package, search, targets, teacher, worth
+from compress import (
+    calibrate,
+    distill,
+    evaluate,
+    export,
+    label,
+    package,
+    prune,
+    search,
+    targets,
+    teacher,
+    vocabulary,
+    worth,
+)
 from compress.batches import autocast_dtype, best_device
 from compress.errors import CompressError
 from compress.models import model_identity
 from compress.recipe import OneTeacher
 from compress.recipe_file import load_recipe
-from compress.report import stage_table, wording, worth_lines
+from compress.report import stage_table, target_line, wording, worth_lines
 from compress.savings import price_of, savings_line
 from compress.slices import by_column
 from compress.stage import Run, StageFunction, follow_stage, run_stage
@@ -81,7 +94,7 @@ def _lead(run: Run) -> Bundle:
         for leftover in (run.out / "work").glob(".process-*"):  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         quiet_libraries()
-        _introduce(run)
+        introduce(run)
         run_until(run, "package")
         bundle = open_bundle(run.out / package.BUNDLE)
         show(bundle, console, "test split")
@@ -102,11 +115,14 @@ def _stages(run: Run) -> list[_Stage]:
     baselines = (
         [_Stage("baselines", _read_by_baselines, worth.run, worth.follow)] if run.recipe.evaluate.baselines else []
     )
+    makers = {"vocabulary": (_read_by_vocabulary, vocabulary.run), "prune": (_read_by_prune, prune.run)}
+    reducers = [_Stage(name, *makers[name]) for name in run.student_stages[1:]]
     return [
         *_teachers(run),
         _Stage("targets", _read_by_targets, targets.run),
         _Stage("distill", _read_by_distill, distill.run, distill.run),
-        _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), run.files("distill")], export.run),
+        *reducers,
+        _Stage("export", lambda run: [run.recipe.export, run.files("teacher"), _student(run)], export.run),
         _Stage("calibrate", _read_by_calibrate, calibrate.run),
         _Stage("quantize", _read_by_quantize, search.run),
         *baselines,
@@ -169,12 +185,44 @@ def _read_by_targets(run: Run) -> Any:
 def _read_by_distill(run: Run) -> Any:
     recipe = run.recipe
     model = None if recipe.student.init == "teacher" else _identity(run, recipe.student.init)
-    aware = recipe.distill.quantization_aware_epochs > 0
-    rounding = [recipe.quantize.weight_bits, recipe.quantize.embeddings] if aware else []
+    aware = recipe.distill.quantization_aware_epochs > 0 and run.student_stages[-1] == "distill"
+    pruned_first = recipe.target is not None and recipe.student.init == "teacher"
+    rounding = _rounding(run) if aware else []
     return _common(run) | {
-        "recipe": [recipe.student, _outcome(recipe.distill), rounding],
+        "recipe": [recipe.student, _outcome(recipe.distill), rounding, pruned_first],
         "teacher": [run.files("teacher"), run.files("targets")],
         "model": model,
+    }
+
+
+def _rounding(run: Run) -> list[Any]:
+    return [run.recipe.quantize.weight_bits, run.recipe.quantize.embeddings]
+
+
+def _student(run: Run, before: str | None = None) -> dict[str, str]:
+    """Return the files of the student that is exported, or of the one that the stage `before` begins with."""
+    if before == "prune" and run.previous is not None:
+        return _student(run.previous)
+    stages = run.student_stages
+    return run.files(stages[-1] if before is None else stages[stages.index(before) - 1])
+
+
+def _read_by_vocabulary(run: Run) -> Any:
+    recipe = run.recipe
+    return _common(run) | {
+        "recipe": [recipe.vocabulary, _outcome(recipe.distill), _rounding(run), run.student_stages[-1]],
+        "test": run.splits.fingerprints()["test"],
+        "inputs": [_student(run, "vocabulary"), run.files("targets")],
+    }
+
+
+def _read_by_prune(run: Run) -> Any:
+    recipe = run.recipe
+    speed = [recipe.quantize.candidates[0], recipe.evaluate.latency_texts, recipe.evaluate.latency_rounds]
+    return _common(run) | {
+        "recipe": [recipe.target, recipe.prune, _outcome(recipe.distill), _rounding(run), recipe.export, speed],
+        "measurements": prune.recorded(run),
+        "inputs": [_student(run, "prune"), run.files("teacher"), run.files("targets")],
     }
 
 
@@ -191,7 +239,8 @@ def _read_by_quantize(run: Run) -> Any:
 
 
 def _read_by_baselines(run: Run) -> Any:
-    return _read_by_distill(run) | {"test": run.splits.fingerprints()["test"]}
+    pruned = run.recipe.target is not None
+    return _read_by_distill(run) | {"test": run.splits.fingerprints()["test"], "pruned": pruned}
 
 
 def _read_by_evaluate(run: Run) -> Any:
@@ -201,7 +250,7 @@ def _read_by_evaluate(run: Run) -> Any:
     return _common(run) | {
         "test": run.splits.fingerprints()["test"],
         "slices": [run.recipe.data.columns.slice, [example.slice for example in run.splits.test]],
-        "recipe": run.recipe.evaluate,
+        "recipe": [run.recipe.evaluate, run.recipe.target],
         "models": models,
     }
 
@@ -216,7 +265,8 @@ def _read_by_package(run: Run) -> Any:
     }
 
 
-def _introduce(run: Run) -> None:
+def introduce(run: Run) -> None:
+    """Print what a run is about to do; raises DataError."""
     splits = run.splits
     rows = ", ".join(f"{split.rows} {name}" for name, split in splits.fingerprints().items())
     column = run.recipe.data.columns.slice
@@ -237,6 +287,8 @@ def show(bundle: Bundle, console: Console, what: str) -> None:
     saved = savings_line(manifest.metrics, price_of(manifest), wording(manifest).reference)
     if saved is not None:
         console.print(saved, markup=False, soft_wrap=True)
+    if manifest.target is not None:
+        console.print(target_line(manifest.target), style=None if manifest.target.met else "yellow", soft_wrap=True)
     for line in worth_lines(manifest.baselines):
         console.print(line, style="yellow" if "NOT" in line else None, markup=False, soft_wrap=True)
     for variant in manifest.variants:

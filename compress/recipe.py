@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from bundle.manifest import Name, Task
 from compress.recipe_llm import Llm
+from compress.recipe_target import Prune, Target, Vocabulary
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -307,6 +308,9 @@ class Recipe(_Part):
     teacher: Teacher
     student: Student
     distill: Distill = Distill()
+    vocabulary: Vocabulary | None = Field(default=None, description="absent: the student keeps its vocabulary")
+    target: Target | None = Field(default=None, description="absent: the student is not pruned")
+    prune: Prune = Prune()
     export: Export = Export()
     quantize: Quantize = Quantize()
     calibrate: Calibrate = Calibrate()
@@ -332,4 +336,23 @@ class Recipe(_Part):
             )
         if llm is not None and llm.prompt is not None and (self.task is Task.PAIR) != ("{text_pair}" in llm.prompt):
             raise ValueError(f"teacher.llm.prompt: {{text_pair}} belongs to task pair; found task {self.task.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _prune_has_a_target(self) -> "Recipe":
+        if self.target is None and "prune" in self.model_fields_set:
+            raise ValueError("prune says how target is reached; target is not given")
+        return self
+
+    @model_validator(mode="after")
+    def _vocabulary_fits(self) -> "Recipe":
+        if self.vocabulary is None:
+            return self
+        if self.task is Task.TOKEN_CLASSIFICATION:
+            raise ValueError(
+                "vocabulary is for tasks with one answer a text: with other pieces other words are cut from long "
+                "texts, and the teacher's answers would be those of other words; leave it out"
+            )
+        if self.vocabulary.embedding_rank is not None and self.distill.fgm_epsilon:
+            raise ValueError("distill.fgm_epsilon moves word embeddings, which embedding_rank replaces; leave one out")
         return self

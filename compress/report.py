@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle import LAYOUT, Manifest, Task
-from bundle.manifest import BaselineMetrics, Interval, StageMetrics
+from bundle.manifest import BaselineMetrics, Interval, StageMetrics, TargetOutcome
 from compress.savings import HEADINGS as SAVINGS
 from compress.savings import price_of, savings_rows
 
@@ -103,6 +103,15 @@ def worth_lines(baselines: Sequence[BaselineMetrics]) -> list[str]:
     return lines
 
 
+def target_line(outcome: TargetOutcome) -> str:
+    """Return in a sentence how near the INT8 student came to what it was pruned for."""
+    unit = {"speedup": "×", "latency_ms": " ms", "size_mb": " MB"}[outcome.kind]
+    off = outcome.reached / outcome.wanted - 1
+    verdict = "within 10 %" if outcome.met else f"off by {100 * off:+.0f} %"
+    line = f"Target {outcome.wanted:g}{unit}: {outcome.reached:.3g}{unit}, {verdict}"
+    return line if outcome.reason is None else f"{line} ({outcome.reason})"
+
+
 def stage_table(metrics: Sequence[StageMetrics], title: str, words: Wording = DISTILLED) -> Table:
     """Return the table for a terminal."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -179,6 +188,7 @@ def _kept(manifest: Manifest) -> list[str]:
         f"Machine: {manifest.lineage.machine}.",
         "",
     ]
+    lines += [f"{target_line(manifest.target)}.", ""] if manifest.target else []
     found = {pair: rows for pair, rows in manifest.lineage.overlap.items() if rows}
     if found:
         told = "; ".join(f"{pair} {rows}" for pair, rows in found.items())

@@ -88,7 +88,7 @@ class Candidate:
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `model.int8.onnx` and, where the recipe wants it, `model.fp16.onnx`."""
     recipe, splits = run.recipe, run.splits
-    tokenizer = Tokenizer(run.folder("distill") / distill.TOKENIZER, recipe.data.max_length)
+    tokenizer = Tokenizer(run.student / distill.TOKENIZER, recipe.data.max_length)
     fitted = calibrate.read_fitted(run.folder("calibrate"), "student")
     ruler = ruler_of(run)
     student = Subject(run.folder("export") / export.STUDENT, tokenizer, fitted)

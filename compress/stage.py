@@ -27,6 +27,7 @@ LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers"
 CHECKPOINTS = "checkpoints"
 """Folder in a stage's folder that outlives a kill."""
 _RECORD, _STARTED = "stage.json", "started.json"
+_SHARED = ("teacher", "targets", "distill", "vocabulary", "baselines")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Run:
     """The processes that train together."""
     events_folder: Path | None = None
     """Where TensorBoard finds how training goes."""
+    shared: Path | None = None
+    """Of a point of a Pareto set: the folder whose first stages all points share."""
+    previous: "Run | None" = None
+    """The point before it, whose student it prunes on."""
 
     @cached_property
     def splits(self) -> Splits:
@@ -75,9 +80,28 @@ class Run:
         """What the task decides."""
         return SPECS[self.recipe.task]
 
+    @property
+    def student_stages(self) -> list[str]:
+        """The stages that change the student, first to last; the last one's model and tokenizer are exported."""
+        more = {"vocabulary": self.recipe.vocabulary, "prune": self.recipe.target}
+        return ["distill", *(stage for stage, part in more.items() if part is not None)]
+
+    @property
+    def student(self) -> Path:
+        """Where the student that is exported lies."""
+        return self.folder(self.student_stages[-1])
+
+    def before(self, stage: str) -> Path:
+        """Return where the student lies that one of the `student_stages` begins with."""
+        if self.previous is not None and stage == "prune":
+            return self.previous.student
+        stages = self.student_stages
+        return self.folder(stages[stages.index(stage) - 1])
+
     def folder(self, stage: str) -> Path:
         """Return where a stage keeps its files."""
-        return self.out / "work" / stage
+        root = self.shared if self.shared is not None and stage in _SHARED else self.out
+        return root / "work" / stage
 
     def files(self, stage: str) -> dict[str, str]:
         """Return the files of a finished stage with their hashes."""

@@ -1,9 +1,11 @@
 """The student before it is taught, and whether it can be taught as the recipe asks."""
 
+import json
 from pathlib import Path
 
 from torch import nn
 
+from compress.anatomy import anatomy_of
 from compress.intermediate import IntermediateLoss
 from compress.models import (
     check_max_length,
@@ -16,6 +18,7 @@ from compress.models import (
 )
 from compress.narrow import student_of
 from compress.stage import Run
+from compress.tokens import check_kind
 from service.engine.tokenization import Tokenizer
 
 
@@ -26,9 +29,13 @@ def check_student(run: Run, teacher: nn.Module, tokenizer: Path, scratch: Path) 
     """
     try:
         student, _ = make_student(run, teacher, tokenizer, scratch)
+        if run.recipe.vocabulary is not None:
+            check_kind(json.loads(scratch.read_text(encoding="utf-8")))
     finally:
         scratch.unlink(missing_ok=True)
     inside_loss(run, student, teacher)
+    if run.recipe.target is not None:
+        anatomy_of(student)
 
 
 def make_student(run: Run, teacher: nn.Module, tokenizer: Path, path: Path) -> tuple[nn.Module, Tokenizer]:

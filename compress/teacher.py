@@ -27,6 +27,7 @@ from compress.stage import CHECKPOINTS, Run
 from compress.student import check_student
 from compress.tasks import TaskSpec
 from compress.train import Loss, train
+from compress.widths import write_widths
 from service.engine.tokenization import Tokenizer
 
 TOKENIZER, MODEL = "tokenizer.json", "model"
@@ -147,9 +148,10 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors; raises ModelError."""
+    """Write config.json, model.safetensors and, of a model that was cut, its widths; raises ModelError."""
     unwrapped: Any = model
     try:
         unwrapped.save_pretrained(folder)
+        write_widths(model, folder)
     except SafetensorError as error:  # how safetensors says that the disk is full
         raise ModelError(f"{folder}: the model cannot be written: {error}") from error

@@ -46,15 +46,17 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     model = load_classifier(str(source / teacher.MODEL), splits.labels, seed, run.spec, keep_head=True)
     found = static_predict(*arguments, model, source / teacher.TOKENIZER, seed)
     keep(STATIC, _counts(run, found), found.size_bytes, found.latency_ms)
-    counts, size_bytes = _undistilled(run, folder)
-    keep(UNDISTILLED, counts, size_bytes, None)
+    if run.recipe.target is None:  # else the student has no shape of its own before it is taught
+        counts, size_bytes = _undistilled(run, folder)
+        keep(UNDISTILLED, counts, size_bytes, None)
     write_atomic(folder / _SUMMARY, json.dumps(summary, indent=2))
     return summary
 
 
 def follow(run: Run, folder: Path) -> None:
     """Train with the first process, which does all else; `folder` is this process's own."""
-    _undistilled(run, folder)
+    if run.recipe.target is None:
+        _undistilled(run, folder)
 
 
 def judge(run: Run, folder: Path, student: Answers) -> list[BaselineMetrics]:

