@@ -13,7 +13,7 @@ from compress.errors import ModelError
 from compress.losses import distillation_loss
 from compress.models import load_classifier
 from compress.qat import fake_quantized
-from compress.recipe import Distill
+from compress.recipe_training import Distill
 from compress.stage import CHECKPOINTS, Run
 from compress.student import inside_loss, make_student
 from compress.team import ALONE, Team

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from compress.errors import ModelError
 from compress.models import label_names, take_layers
-from compress.recipe import Student
+from compress.recipe_training import Student
 
 _HEAD_WIDTH = 64
 _WIDTH = 4

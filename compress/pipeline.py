@@ -31,8 +31,8 @@ from compress import (
 from compress.batches import autocast_dtype, best_device
 from compress.errors import CompressError
 from compress.models import model_identity
-from compress.recipe import OneTeacher
 from compress.recipe_file import load_recipe
+from compress.recipe_training import OneTeacher
 from compress.report import stage_table, target_line, wording, worth_lines
 from compress.savings import price_of, savings_line
 from compress.slices import by_column

@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bundle.manifest import Name, Task
-from compress.recipe_llm import Llm
+from compress.recipe_part import Part
 from compress.recipe_target import Prune, Target, Vocabulary
+from compress.recipe_training import (
+    Distill,
+    Student,
+    Teacher,
+)
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Columns(_Part):
+class Columns(Part):
     """Names of the columns in the data files; which are read depends on the task."""
 
     text: str = "text"
@@ -30,7 +29,7 @@ class Columns(_Part):
     slice: str | None = Field(default=None, description="any column: quality is reported for each of its values, too")
 
 
-class Split(_Part):
+class Split(Part):
     """Shares of one file that become validation and test rows; the rest is for training."""
 
     validation: float = Field(default=0.1, gt=0, lt=1)
@@ -43,7 +42,7 @@ class Split(_Part):
         return self
 
 
-class Data(_Part):
+class Data(Part):
     """Where the examples are: a folder, three files, or one file to split."""
 
     folder: Path | None = Field(default=None, description="holds train, validation and test, and may hold unlabeled")
@@ -77,143 +76,13 @@ class Data(_Part):
         return self
 
 
-class Training(_Part):
-    """How a model is trained: AdamW with linear warm-up and decay."""
-
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=32, ge=1, description="texts per optimizer step")
-    micro_batch_size: int | None = Field(
-        default=None, ge=1, description="texts per forward pass; gradients are accumulated up to batch_size"
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="layers keep their inputs alone and run again backward: less memory, more time"
-    )
-    learning_rate: float = Field(default=5e-5, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_ratio: Fraction = Field(default=0.1, description="share of the steps in which the rate rises")
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    patience: int = Field(default=2, ge=1, description="epochs without a better validation score before stopping")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="autocast; auto takes a half precision only where this device gains from it"
-    )
-    fgm_epsilon: float = Field(default=0.0, ge=0, description="size of adversarial steps on word embeddings; 0: none")
-    r_drop: float = Field(
-        default=0.0, ge=0, description="weight of the KL between two dropout passes (α/2 of R-Drop); 0: none"
-    )
-    checkpoint_seconds: float = Field(default=60, ge=0, le=120, description="longest work lost to a kill")
-
-
-class Lora(_Part):
-    """Low-rank adapters: fine-tuning a big teacher in less memory; they are merged into its weights afterwards."""
-
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0, description="the adapters' outputs are scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class FineTune(Training):
-    """How the teacher is fine-tuned."""
-
-    lora: Lora | None = Field(default=None, description="absent: all weights are trained")
-
-    @model_validator(mode="after")
-    def _embeddings_are_trained(self) -> "FineTune":
-        if self.lora is not None and self.fgm_epsilon:
-            raise ValueError("fgm_epsilon needs gradients of the word embeddings, which lora freezes; leave one out")
-        return self
-
-
-class OneTeacher(_Part):
-    """A model that the student learns from."""
-
-    model: str = Field(description="a local folder, a hub id, or package:NAME for an installed package with weights")
-    fine_tune: FineTune | None = Field(default=None, description="absent: the teacher is used as it is")
-    weight: float = Field(default=1.0, gt=0, description="of its logits in the average of all teachers")
-
-
-class Teacher(OneTeacher):
-    """The model to learn from, which the student is compared with; others may have their say in what it learns."""
-
-    others: tuple[OneTeacher, ...] = Field(default=(), description="more teachers: model, fine_tune and weight each")
-    llm: Llm | None = Field(default=None, description="a language model that labels the unlabeled texts")
-
-
-class Student(_Part):
-    """The small model: some layers of a pre-trained encoder, perhaps narrower."""
-
-    init: str = Field(default="teacher", description="whose layers are taken: teacher, or a model as in teacher.model")
-    layers: int | tuple[int, ...] = Field(description="how many layers, evenly spaced, or which ones (from 0)")
-    hidden_size: int | None = Field(default=None, ge=8, description="narrower: principal components of the weights")
-    heads: int | None = Field(default=None, ge=1, description="with hidden_size; absent: 64 wide each")
-    intermediate_size: int | None = Field(default=None, ge=8, description="with hidden_size; absent: 4 × hidden_size")
-
-    @model_validator(mode="after")
-    def _width_is_given(self) -> "Student":
-        for name in ("heads", "intermediate_size"):
-            if getattr(self, name) is not None and self.hidden_size is None:
-                raise ValueError(f"{name} belongs to hidden_size, which is not given")
-        return self
-
-
-class Augment(_Part):
-    """More texts for distillation, made from the training texts and labeled by the teacher."""
-
-    copies: int = Field(default=0, ge=0, description="changed copies of each training text; 0: none")
-    crop: float = Field(default=0.8, ge=0, le=1, description="chance that a copy is a part of its text")
-    word_dropout: float = Field(default=0.05, ge=0, lt=1, description="share of the words that are left out")
-    span_swap: float = Field(default=0.05, ge=0, le=1, description="chance that two spans of a text change places")
-    nearest_words: float = Field(
-        default=0.1, ge=0, le=1, description="share of the words replaced by a neighbor in the teacher's embeddings"
-    )
-    neighbors: int = Field(default=8, ge=1, description="how many nearest words are chosen from")
-
-
-class Intermediate(_Part):
-    """Losses on what lies between input and output; the teacher then runs beside the student."""
-
-    hidden: float = Field(default=0.0, ge=0, description="weight of the hidden states' MSE (TinyBERT)")
-    embedding: float = Field(default=0.0, ge=0, description="weight of the embeddings' MSE (TinyBERT)")
-    relation: float = Field(default=0.0, ge=0, description="weight of the Q-Q, K-K, V-V relations (MiniLMv2)")
-    attention: float = Field(default=0.0, ge=0, description="weight of the attention maps' MSE (TinyBERT)")
-    relation_heads: int | None = Field(default=None, ge=1, description="heads of the relations; absent: the teacher's")
-    relation_layer: int | None = Field(default=None, ge=0, description="of the teacher (from 0); absent: its last")
-    layer_map: tuple[int, ...] | None = Field(
-        default=None, description="teacher layer (from 0) of each student layer; absent: evenly spaced"
-    )
-
-    @property
-    def used(self) -> bool:
-        """Whether any of the losses has a weight."""
-        return any((self.hidden, self.embedding, self.relation, self.attention))
-
-
-class Distill(Training):
-    """How the student is taught."""
-
-    loss: Literal["mse", "kl"] = "mse"
-    temperature: float = Field(default=1.0, gt=0, description="of the kl loss")
-    hard_label_weight: float = Field(default=0.0, ge=0, le=1, description="share of cross-entropy with true labels")
-    unlabeled_share: float = Field(default=1.0, ge=0, le=1, description="share of the unlabeled texts that is used")
-    augment: Augment = Augment()
-    intermediate: Intermediate = Intermediate()
-    quantization_aware_epochs: int = Field(
-        default=0, ge=0, description="more epochs in which the student feels INT8's rounding, at a tenth of the rate"
-    )
-
-    @model_validator(mode="after")
-    def _temperature_is_read(self) -> "Distill":
-        if self.loss != "kl" and self.temperature != 1:
-            raise ValueError(f"temperature belongs to loss kl; found it with loss {self.loss}")
-        return self
-
-
-class Export(_Part):
+class Export(Part):
     """The ONNX export."""
 
     opset: int = Field(default=18, ge=18, le=23, description="version of the ONNX operators")
 
 
-class Quantize(_Part):
+class Quantize(Part):
     """INT8 and half precision."""
 
     candidates: tuple[Literal["per-token", "static", "weight-only"], ...] = Field(
@@ -230,7 +99,7 @@ class Quantize(_Part):
     )
 
 
-class Calibrate(_Part):
+class Calibrate(Part):
     """What is fitted on the validation split and stands in the bundle."""
 
     temperature: bool = Field(default=True, description="scale logits so that scores are probabilities")
@@ -240,7 +109,7 @@ class Calibrate(_Part):
     )
 
 
-class Evaluate(_Part):
+class Evaluate(Part):
     """What is measured on the test split."""
 
     bootstrap_samples: int = Field(default=1000, ge=100, description="resamples for the 95 % intervals")
@@ -251,7 +120,7 @@ class Evaluate(_Part):
     baselines: bool = Field(default=True, description="also measure what the student must beat to be worth its time")
 
 
-class Gate(_Part):
+class Gate(Part):
     """What a variant must keep to be shipped; a limit that is null is not checked."""
 
     max_quality_drop: float = Field(default=0.03, ge=0, description="of the task's metric, below the teacher's")
@@ -270,7 +139,7 @@ class Gate(_Part):
     )
 
 
-class Range(_Part):
+class Range(Part):
     """Numbers to search in: whole ones where both ends are."""
 
     low: int | float
@@ -284,7 +153,7 @@ class Range(_Part):
         return self
 
 
-class Tune(_Part):
+class Tune(Part):
     """What `limbeck tune` searches; `limbeck compress` does not read it."""
 
     space: dict[str, Range | tuple[Any, ...]] = Field(
@@ -297,7 +166,7 @@ def _whole_number_as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Everything that decides the outcome of `limbeck compress`."""
 
     name: Name

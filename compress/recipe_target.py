@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from compress.recipe_part import Part
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Vocabulary(_Part):
+class Vocabulary(Part):
     """Fewer word pieces for the student, and perhaps a table of two factors; the tokenizer is rebuilt."""
 
     min_count: int = Field(
@@ -20,7 +18,7 @@ class Vocabulary(_Part):
     epochs: int = Field(default=1, ge=0, description="distillation afterwards, with what distill says; 0: none")
 
 
-class Target(_Part):
+class Target(Part):
     """What the INT8 student must cost; the pruner cuts until it does. Exactly one of the first three."""
 
     speedup: float | None = Field(default=None, gt=1, description="over the teacher in FP32: real lengths, batch 1")
@@ -49,7 +47,7 @@ class Target(_Part):
         return float(getattr(self, self.kind))
 
 
-class Prune(_Part):
+class Prune(Part):
     """How the student is cut to its target."""
 
     steps: int = Field(default=4, ge=1, description="cuts, each with distillation after it")

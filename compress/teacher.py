@@ -22,7 +22,7 @@ from compress.models import (
     resolve_model,
     save_tokenizer,
 )
-from compress.recipe import OneTeacher
+from compress.recipe_training import OneTeacher
 from compress.stage import CHECKPOINTS, Run
 from compress.student import check_student
 from compress.tasks import TaskSpec

@@ -25,7 +25,7 @@ from compress.errors import TrainingError
 from compress.events import events
 from compress.intermediate import IntermediateLoss
 from compress.progress import track
-from compress.recipe import Training
+from compress.recipe_training import Training
 from compress.recompute import recomputed
 from compress.regularize import FGM, r_drop
 from compress.rows import gather

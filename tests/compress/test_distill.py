@@ -15,7 +15,7 @@ from bundle import Task
 from compress import distill, targets, teacher
 from compress.batches import predict_all
 from compress.errors import ModelError
-from compress.recipe import Lora
+from compress.recipe_training import Lora
 from compress.stage import CHECKPOINTS
 from compress.student import make_student
 from service.engine.tokenization import Tokenizer

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from bundle import Task
 from compress.errors import ModelError
 from compress.narrow import narrow, principal_components, student_of
-from compress.recipe import Student
+from compress.recipe_training import Student
 from tests.support.models import VOCABULARY, tiny_classifier
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])}

@@ -16,7 +16,7 @@ from compress import train as module
 from compress.batches import Batch, TrainingSet, autocast_dtype, length_bucketed_batches, make_batch, predict_all
 from compress.errors import TrainingError
 from compress.intermediate import IntermediateLoss
-from compress.recipe import Training
+from compress.recipe_training import Training
 from compress.rows import UNLABELED, Encoded, one_row_each
 from compress.train import Beside, train
 from service.engine.tokenization import Encoding

@@ -15,7 +15,7 @@ from compress.batches import Batch, TrainingSet
 from compress.errors import LostError
 from compress.intermediate import IntermediateLoss
 from compress.narrow import narrow
-from compress.recipe import Training
+from compress.recipe_training import Training
 from compress.rows import one_row_each
 from compress.team import ALONE, connect, disband
 from compress.train import Beside, train
