@@ -18,10 +18,10 @@ from service.api.fast_path import FastPath
 from service.board import Seat, State
 from service.engine.session_options import CPU
 from service.errors import StartupError
-from service.folders import find_bundles
+from service.folders import bundle_name, find_bundles
 from service.journal import Journal, JournalMiddleware
 from service.keys import Keyring
-from service.lifecycle import Lifecycle, bundle_name
+from service.lifecycle import Lifecycle
 from service.limits import BodyLimitMiddleware
 from service.metrics import Metrics
 from service.model import Model, load_model

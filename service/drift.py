@@ -1,7 +1,8 @@
 """What a model reads and answers, counted so that a change of either can be seen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from bundle import Manifest, Task
 from bundle.manifest import Activation
 from service.engine.decisions import Decider
 from service.engine.tokenization import Encoding
+from service.instruments import Gauge
 from service.metrics import Metrics
 
 _NONE = "(none)"  # multi-label: no label reached its threshold
@@ -23,6 +25,7 @@ class Drift:
         self._decider = decider
         self._tags = manifest.task is Task.TOKEN_CLASSIFICATION
         self._unknown_id = unknown_id
+        self._shown: list[tuple[Gauge, Callable[[], float]]] = []
         self._tokens, self._unknown = metrics.tokens.labels(*of), metrics.unknown_tokens.labels(*of)
         if self._tags:
             return
@@ -32,7 +35,14 @@ class Drift:
         softmax = manifest.activation is Activation.SOFTMAX and len(manifest.labels) > 1
         self._entropy = metrics.entropy.labels(*of) if softmax else None
         for label, share in (manifest.reference_statistics or {}).get("label_share", {}).items():
-            metrics.reference_label_share.labels(*of, label).set(share)
+            gauge, read = metrics.reference_label_share.labels(*of, label), partial(float, share)
+            gauge.set_function(read)
+            self._shown.append((gauge, read))
+
+    def forget(self) -> None:
+        """Show no reference any more, unless the model's next version has its own."""
+        for gauge, read in self._shown:
+            gauge.forget(read)
 
     def observe(self, outputs: Sequence[NDArray[np.float32]], encodings: Sequence[Encoding]) -> None:
         """Count what a batch was and gave; an output is (2, C), scores and logits, or in tagging (T, C)."""

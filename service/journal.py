@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.failures import Failures
 from service.api.names import AUTHORIZATION, REQUEST_ID, TRACEPARENT
-from service.errors import ForbiddenError, ServiceError, UnauthorizedError
+from service.errors import ServiceError, UnauthorizedError
 from service.keys import Keyring, secret_of
 from service.metrics import Metrics
 from service.request_log import RequestLog
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 _OPEN = re.compile(r"/(health(/.*)?|ping|v2/health/.*|metrics|docs(/.*)?|redoc|openapi\.json)")
-_ADMIN = re.compile(r"/(v1/admin/.*|v2/repository/models/.*)")
 _GOOD_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _GONE = 499
 
@@ -58,15 +57,13 @@ class Journal:
         return visit
 
     def admit(self, visit: Visit, authorization: bytes | None, path: str) -> None:
-        """Note who asks; raises UnauthorizedError or ForbiddenError when the key does not let the request in."""
+        """Note who asks; raises UnauthorizedError when no key lets the request in."""
         if self._keyring is None or _OPEN.fullmatch(path):
             return
         visit.caller = self._keyring.find(secret_of(authorization or b""))
         if visit.caller is None:
             found = "none" if authorization is None else "one that is not known"
             raise UnauthorizedError(f"found {found}, expected an API key in the header Authorization: Bearer KEY")
-        if _ADMIN.fullmatch(path) and not visit.caller.admin:
-            raise ForbiddenError(f"key {visit.caller.id} is not an administrator's")
 
     def headers(self, visit: Visit) -> list[tuple[bytes, bytes]]:
         """Return the headers that every answer to a visit has: its id and what is left of the caller's quota."""

@@ -7,17 +7,15 @@ before it takes a request; one that fails never serves, and what was served in i
 """
 
 import asyncio
-import json
 import logging
-import os
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from bundle import LAYOUT
 from service.board import Seat, State
-from service.errors import LoadError, NotReadyError, StartupError, UnknownModelError
-from service.folders import find_bundles
+from service.errors import DrainingError, LoadError, NotReadyError, StartupError, UnknownModelError
+from service.folders import Identity, bundle_name, find_bundles, identity_of
 from service.metrics import Metrics
 from service.model import Model, load_model
 from service.registry import Registry, same_model
@@ -29,8 +27,6 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _OFTEN_S = 1.0
 _PATIENCE_S = 600.0  # for the slowest worker to load a bundle
-
-Identity: TypeAlias = tuple[tuple[str, int, int], ...]
 
 
 class _Failure(NamedTuple):
@@ -64,7 +60,6 @@ class Lifecycle:
         self._check = check
         self._often = often
         self._wishes = None if seat.folder is None else WishFolder(seat.folder, seat.slot)
-        self._loaded: dict[Path, Identity] = {}
         self._looked: dict[Path, Identity] = {}  # at, last time
         self._failed: dict[Path, _Failure] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -82,7 +77,10 @@ class Lifecycle:
     def reload(self) -> None:
         """Have all workers look at the files again."""
         if self._wishes is not None:
-            self._wishes.ask()
+            try:
+                self._wishes.ask()
+            except OSError as error:
+                log.error("the bundles and keys could not be looked at: %s", error)
 
     async def load(self, name: str) -> None:
         """Take a model into service, or its bundle again if it has changed; return when all workers have.
@@ -106,24 +104,24 @@ class Lifecycle:
 
     async def run(self) -> None:
         """Follow the files for as long as the service runs; call it when the first models are published."""
-        self._loaded = {model.bundle.folder: identity_of(model.bundle.folder) for model in self._registry.all()}
         clock, done = asyncio.get_running_loop().time, 0
         looked_s = often_s = clock()
         while True:
-            number = 0 if self._wishes is None else self._wishes.read().number
-            watching = self._settings.watch_models_s > 0 and clock() >= looked_s + self._settings.watch_models_s
-            if clock() >= often_s + _OFTEN_S or number > done:
-                self._often()
-                often_s = clock()
-            if number > done or watching:
-                try:
+            try:
+                number = 0 if self._wishes is None else self._wishes.read().number
+                watching = self._settings.watch_models_s > 0 and clock() >= looked_s + self._settings.watch_models_s
+                if clock() >= often_s + _OFTEN_S or number > done:
+                    often_s = clock()
+                    self._often()
+                if number > done or watching:
+                    looked_s = clock()
                     await self._reconcile(told=number > done)
-                except Exception:  # a fault of ours must not end the watch
-                    log.exception("the bundles could not be followed")
-                looked_s = clock()
-            if number > done and self._wishes is not None:
-                self._wishes.report(Report(number, self.failures))
-                done = number
+                if number > done and self._wishes is not None:
+                    self._wishes.report(Report(number, self.failures))
+                    done = number
+            except Exception:  # no descriptors, a full disk, a fault of ours: none must end it
+                log.exception("the bundles could not be followed; trying again")
+                await asyncio.sleep(_OFTEN_S)
             await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
@@ -135,14 +133,18 @@ class Lifecycle:
         if self._wishes is None:
             raise NotReadyError("models cannot be loaded in this process")
         number = self._wishes.ask(change)
-        board = self._board
-        async with asyncio.timeout(_PATIENCE_S):
-            while True:
-                slots = [slot for slot in range(board.workers) if board.state(slot) is State.READY]
-                reports = [self._wishes.reported(slot) for slot in slots]
-                if all(report.number >= number for report in reports):
-                    return {name: why for report in reports for name, why in report.failures.items()}
-                await asyncio.sleep(_LOOK_S)
+        end_s = time.monotonic() + _PATIENCE_S
+        while True:
+            if self._registry.draining:
+                raise DrainingError("the service is shutting down")
+            slots = [slot for slot in range(self._board.workers) if self._board.state(slot) is State.READY]
+            reports = [self._wishes.reported(slot) for slot in slots]
+            missing = [slot for slot, report in zip(slots, reports, strict=True) if report.number < number]
+            if not missing:
+                return {name: why for report in reports for name, why in report.failures.items()}
+            if time.monotonic() > end_s:
+                raise NotReadyError(f"workers {missing} have not done it after {_PATIENCE_S:.0f} s; they may yet")
+            await asyncio.sleep(_LOOK_S)
 
     async def _reconcile(self, *, told: bool) -> None:
         """Bring what is served in line with the files.
@@ -150,39 +152,45 @@ class Lifecycle:
         Unless `told` by somebody, a folder must have been the same the last time, so that one that is being copied is
         left alone, and what failed before is not tried again before it changes.
         """
+        unloaded = self.unloaded
+        for model in self._registry.all():
+            if model.name in unloaded:
+                self._take_out(model, None)
         try:
-            folders = await asyncio.to_thread(find_bundles, self._settings)
-        except StartupError as error:  # nothing is taken out because a disk is away
+            found = await asyncio.to_thread(self._look)
+        except StartupError as error:  # nothing more is taken out because a disk is away
             log.error("%s", error)
             return
-        unloaded = self.unloaded
-        wanted = {folder: name for folder in folders if (name := bundle_name(folder)) not in unloaded}
+        wanted = {folder: (name, identity) for folder, name, identity in found if name not in unloaded}
         served = {model.bundle.folder: model for model in self._registry.all()}
         for folder in self._failed.keys() - wanted.keys():
             del self._failed[folder]
         for folder, model in served.items():
             if folder not in wanted:
                 self._take_out(model, None)
-                log.info("%s %s is out of service", model.name, model.version)
-        for folder, name in wanted.items():
-            identity, before = identity_of(folder), self._looked.get(folder)
-            self._looked[folder] = identity
+        for folder, (name, identity) in wanted.items():
+            before, self._looked[folder] = self._looked.get(folder), identity
             failure = self._failed.get(folder)
-            if folder in served and self._loaded.get(folder) == identity:
+            if folder in served and served[folder].identity == identity:
                 self._failed.pop(folder, None)
             elif told or (identity == before and (failure is None or failure.identity != identity)):
                 await self._try(folder, name, identity, served.get(folder))
+
+    def _look(self) -> list[tuple[Path, str, Identity]]:
+        """Return what bundles there are; reads files, so not for the event loop."""
+        folders = find_bundles(self._settings, perhaps_none=True)
+        return [(folder, bundle_name(folder), identity_of(folder)) for folder in folders]
 
     async def _try(self, folder: Path, name: str, identity: Identity, before: Model | None) -> None:
         """Load what a folder holds; when that fails, what it held before goes on."""
         try:
             await self._swap(folder, before)
-        except StartupError as error:
-            self._failed[folder] = _Failure(name, identity, str(error))
+        except Exception as error:
+            reason = str(error) if isinstance(error, StartupError) else f"{folder}: {type(error).__name__}: {error}"
+            self._failed[folder] = _Failure(name, identity, reason)
             self._metrics.load_failures.labels(name).inc()
-            log.error("%s", " ".join(str(error).split()))
+            log.error("%s", " ".join(reason.split()), exc_info=not isinstance(error, StartupError))
         else:
-            self._loaded[folder] = identity
             self._failed.pop(folder, None)
 
     async def _swap(self, folder: Path, before: Model | None) -> None:
@@ -199,31 +207,14 @@ class Lifecycle:
     def _take_out(self, model: Model | None, instead: Model | None) -> None:
         self._registry.replace(model, instead)
         if model is not None:
+            if instead is None:
+                log.info("%s %s is out of service", model.name, model.version)
             task = asyncio.create_task(model.retire(self._settings.shutdown_timeout_s))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
     def _names(self) -> set[str]:
         try:
-            return {bundle_name(folder) for folder in find_bundles(self._settings)}
+            return {name for _, name, _ in self._look()}
         except StartupError as error:
             raise LoadError(str(error)) from error
-
-
-def bundle_name(folder: Path) -> str:
-    """Return the name in a bundle's manifest, or its folder's where that cannot be read."""
-    try:
-        name = json.loads((folder / LAYOUT.manifest).read_bytes())["name"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return folder.name
-    return name if isinstance(name, str) else folder.name
-
-
-def identity_of(folder: Path) -> Identity:
-    """Return what changes when the files in a folder do: of each its name, size in bytes and time in nanoseconds."""
-    try:
-        with os.scandir(folder) as files:
-            found = [(file.name, file.stat()) for file in files]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))

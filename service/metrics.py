@@ -34,11 +34,19 @@ class EngineMetrics:
     failed_batches: Counter
     hung_sessions: Counter
 
-    def watch_queue(self, entries: Callable[[], int], oldest_s: Callable[[], float], capacity: int) -> None:
-        """Read the gauges from `entries` and `oldest_s` whenever they are scraped."""
-        self.queue_entries.set_function(entries)
-        self.queue_oldest_s.set_function(oldest_s)
-        self.queue_capacity.set(capacity)
+    def watch_queue(
+        self, entries: Callable[[], float], oldest_s: Callable[[], float], capacity: Callable[[], float]
+    ) -> Callable[[], None]:
+        """Read the gauges from these whenever they are scraped; what is returned ends that."""
+        watched = ((self.queue_entries, entries), (self.queue_oldest_s, oldest_s), (self.queue_capacity, capacity))
+        for gauge, read in watched:
+            gauge.set_function(read)
+
+        def forget() -> None:
+            for gauge, read in watched:
+                gauge.forget(read)
+
+        return forget
 
 
 class Metrics:

@@ -25,6 +25,7 @@ from service.engine.tagging import Tagger
 from service.engine.tokenization import Encoding, Tokenizer, pad
 from service.engine.worker import Infer
 from service.errors import NotReadyError, StartupError
+from service.folders import Identity, identity_of
 from service.golden import check_golden
 from service.instruments import Gauge
 from service.metrics import Metrics
@@ -48,11 +49,13 @@ class Model:
         self.decider = Decider(bundle.manifest)
         self.tagger = Tagger(tokenizer, bundle.manifest.labels, bundle.manifest.activation, bundle.manifest.temperature)
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
+        self.identity: Identity = ()  # of its folder, when it was loaded
         self.draining = False
         self.visitors = 0  # requests that have chosen it and may not have asked it yet
         self._max_padding_tokens = 0  # that one entry may add to a batch; found in `warm_up`
         self._batcher: Batcher | None = None
         self._shown: Gauge | None = None
+        self._drift: Drift | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -132,6 +135,7 @@ class Model:
             session = make_session(self.bundle, choice, self.tokenizer.pad_id, settings)
             return lambda encodings: self._infer_in(session, encodings)
 
+        self._drift = Drift(metrics, self.manifest, self.decider, self.tokenizer.unknown_id)
         self._batcher = Batcher(
             queue,
             self.tokenizer.encode,
@@ -140,7 +144,7 @@ class Model:
             sessions=calls_side_by_side(settings, self.session.provider),
             hung_session_s=settings.hung_session_s,
             metrics=metrics.engine(name, version),
-            observe=Drift(metrics, self.manifest, self.decider, self.tokenizer.unknown_id).observe,
+            observe=self._drift.observe,
         )
         metrics.load_failures.labels(name)  # shown from now on: an increase from nothing is none to Prometheus
         self._shown = metrics.model_ready.labels(name, version, self.variant.name)
@@ -153,10 +157,15 @@ class Model:
         """Go out of service: let those who have chosen it ask, and answer them, within `timeout_s` seconds each."""
         if self._shown is not None:
             self._shown.forget(self._readiness)
+        if self._drift is not None:
+            self._drift.forget()
         end_s = time.monotonic() + timeout_s
         while self.visitors and time.monotonic() < end_s:
             await asyncio.sleep(_LOOK_S)
         await self.close(timeout_s)
+        # Batcher and model refer to each other; what is large must not wait for Python's collector to see that.
+        self._batcher = None
+        del self.session, self.tokenizer, self.tagger
 
     async def close(self, timeout_s: float) -> None:
         """Answer what was accepted within `timeout_s` seconds, fail the rest."""
@@ -172,12 +181,14 @@ def load_model(path: Path, settings: Settings) -> Model:
     loop's thread.
     """
     try:
+        identity = identity_of(path)
         bundle = open_bundle(path)
         tags = bundle.manifest.task is Task.TOKEN_CLASSIFICATION
         tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length, offsets=tags)
         make = partial(make_session, bundle, pad_id=tokenizer.pad_id, settings=settings)
         choice, session = load_session(bundle.manifest, settings.variant, settings.provider, make)
         model = Model(bundle, choice.variant, session, tokenizer)
+        model.identity = identity
         model.warm_up(settings)
         report = check_golden(bundle, choice.variant.name, session, tokenizer)
     except (BundleError, EngineError, OSError) as error:

@@ -42,7 +42,8 @@ class Bucket:
         """Return limit, what remains of it over all processes, and the seconds until it is full again."""
         level = self.level(now_s)
         full_s = (self._capacity - level) / self._per_s
-        return self.per_minute, max(0, math.floor(level / self._share)), math.ceil(full_s)
+        left = math.floor(level / self._share)
+        return self.per_minute, min(self.per_minute, max(0, left)), math.ceil(full_s)
 
 
 class Quota:

@@ -62,31 +62,33 @@ class Registry:
         Without a name: the only model or the default; without a version: the highest. Raises UnknownModelError,
         NotReadyError or DrainingError, and ForbiddenError when the request's key does not allow the model.
         """
-        model = self.find(name, version)
-        if (visit := VISIT.get(None)) is not None:
+        visit = VISIT.get(None)
+        versions = self.versions(name)
+        model = _pick(versions, version)
+        if visit is not None:
             visit.choose(model)
             visit.hold(model)
         return model
 
     def find(self, name: str | None = None, version: str | None = None) -> Model:
         """Return the model that a name and a version mean; like `get`, for a caller that looks after its request."""
+        return _pick(self._named(name), version)
+
+    def versions(self, name: str | None) -> list[Model]:
+        """Return all versions of a model, the highest first; raises what `get` raises."""
+        versions = self._named(name)
+        if (visit := VISIT.get(None)) is not None:
+            visit.check(versions[0].name)
+        return versions
+
+    def _named(self, name: str | None) -> list[Model]:
         self._check_published()
         if name is None:
             name = self._default or self._only()
         versions = self._models.get(name)
         if versions is None:
             raise UnknownModelError(f"no model {name[:64]!r}; there are: {', '.join(self.names()) or 'none'}")
-        if version is None:
-            return versions[0]
-        for model in versions:
-            if model.version == version:
-                return model
-        known = ", ".join(model.version for model in versions)
-        raise UnknownModelError(f"no version {version[:64]!r} of model {name}; there are: {known}")
-
-    def versions(self, name: str) -> list[Model]:
-        """Return all versions of a model, the highest first; raises what `get` raises."""
-        return self._models[self.get(name).name]
+        return versions
 
     def names(self) -> list[str]:
         """Return the names of all models that the request's key allows, sorted; raises what `get` raises."""
@@ -131,6 +133,16 @@ def same_model(folder: Path, other: Model) -> str:
         f"{folder} and {other.bundle.folder} are both {other.name} version {other.version}; "
         "serve one of them, or give one another name or version"
     )
+
+
+def _pick(versions: list[Model], version: str | None) -> Model:
+    if version is None:
+        return versions[0]
+    for model in versions:
+        if model.version == version:
+            return model
+    known = ", ".join(model.version for model in versions)
+    raise UnknownModelError(f"no version {version[:64]!r} of model {versions[0].name}; there are: {known}")
 
 
 def natural_key(version: str) -> list[tuple[int, int, str]]:

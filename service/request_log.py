@@ -6,11 +6,11 @@ than a few megabytes wait, further lines are dropped and counted.
 """
 
 import collections
+import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -18,10 +18,16 @@ import msgspec
 from service.engine.tokenization import TextInput
 from service.visits import Visit
 
+log = logging.getLogger(__name__)
+
 _MOST_WAITING = 20_000  # lines, of about 300 bytes
 _PERIOD_S = 0.2
-_MOST_TEXTS = 16  # of one request
-_MOST_CHARACTERS = 2000  # of one text: masking takes 5 µs a character at worst
+_MOST_WAITING_CHARACTERS = 4_000_000  # of texts
+_MOST_TEXTS = 8  # of one request
+_MOST_CHARACTERS = 2000  # that are masked of one text, at 5 µs each at worst
+_MARGIN = 64  # characters: no number that the masker knows is longer
+_TEXTS_BYTES = 3000  # of one line in JSON
+_PIPE_BUF = 4096  # bytes: a pipe that several processes write to keeps such a piece together
 
 
 class Line(msgspec.Struct, omit_defaults=True):
@@ -53,10 +59,12 @@ class RequestLog:
         self._descriptor = descriptor
         self._refused = 0  # too many waited; the event loop's number
         self._unread = 0  # nobody took them; the thread's
-        self._waiting: collections.deque[tuple[Line, Sequence[TextInput]]] = collections.deque()
+        self._waiting: collections.deque[tuple[Line, list[str]]] = collections.deque()
+        self._taken_in = 0  # characters of texts; the event loop's number
+        self._done_with = 0  # the thread's
         self._encode = msgspec.json.Encoder().encode
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._write, name="limbeck-request-log", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="limbeck-request-log", daemon=True)
         self._thread.start()
 
     @property
@@ -90,37 +98,69 @@ class RequestLog:
             _ms(visit.queue_s),
             _ms(visit.inference_s),
         )
-        self._waiting.append((line, visit.texts or ()))
+        texts = [_cut(text) for text in (visit.texts or ())[:_MOST_TEXTS]]
+        size = sum(map(len, texts))
+        if self._taken_in - self._done_with + size > _MOST_WAITING_CHARACTERS:
+            texts, size = [], 0
+        self._taken_in += size
+        self._waiting.append((line, texts))
 
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
         self._closing.set()
         self._thread.join(2)
 
-    @staticmethod
-    def _masked(text: TextInput) -> str:
-        from service.masking import mask  # its tables of numbering plans take 10 MB
-
-        whole = text if isinstance(text, str) else " | ".join(text)
-        # cut after masking what is cut through, too: half a card number must not stay
-        return mask(whole[: 2 * _MOST_CHARACTERS])[:_MOST_CHARACTERS]
-
-    def _write(self) -> None:
+    def _run(self) -> None:
         while not self._closing.wait(_PERIOD_S):
             self._flush()
         self._flush()
 
     def _flush(self) -> None:
         lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        piece = b""
         for line, texts in lines:
             if texts:
-                line.texts = [self._masked(text) for text in texts[:_MOST_TEXTS]]
-        data = memoryview(b"".join(self._encode(line) + b"\n" for line, _ in lines))
+                self._done_with += sum(map(len, texts))
+                line.texts = self._masked(texts)
+            encoded = self._encode(line) + b"\n"
+            if len(piece) + len(encoded) > _PIPE_BUF:
+                self._write(piece)
+                piece = b""
+            piece += encoded
+        self._write(piece)
+
+    def _masked(self, texts: list[str]) -> list[str]:
+        """Return as much of the texts as a line holds, personal data masked."""
+        from service.masking import mask  # its tables of numbering plans take 10 MB
+
+        kept, left = [], _TEXTS_BYTES
+        for text in texts:
+            try:
+                masked = mask(text)
+                if len(text) == _MOST_CHARACTERS:  # half a number may stand at its end
+                    masked = masked[:-_MARGIN]
+            except Exception:  # a fault of ours: better no text than one that is not masked
+                log.exception("a text could not be masked")
+                continue
+            while masked and len(self._encode(masked)) > left:
+                masked = masked[: len(masked) * 3 // 4]
+            if masked:
+                kept.append(masked)
+                left -= len(self._encode(masked)) + 1
+        return kept
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
         except OSError:  # nobody reads any more
-            self._unread += len(lines)
+            self._unread += data.count(b"\n")
+
+
+def _cut(text: TextInput) -> str:
+    whole = text if isinstance(text, str) else " | ".join(text)
+    return whole[:_MOST_CHARACTERS]
 
 
 def _ms(seconds: float) -> float:

@@ -59,6 +59,10 @@ def serve(settings: Settings) -> int:
         workers > 1 and find_spec("onnxruntime") is None
     ):  # said once, here, and not by each worker that cannot import it
         raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+    if settings.otlp_endpoint is not None and find_spec("opentelemetry") is None:
+        raise ModuleNotFoundError("No module named 'opentelemetry'", name="opentelemetry")
+    if hasattr(signal, "SIGHUP"):  # until there is something to read again
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
         if workers == 1:
             return _run(mine, Seat(folder=Path(folder)), listener, None)
@@ -76,10 +80,10 @@ def _work(settings: Settings, seat: Seat, channel: socket.socket) -> int:
     """Be one of several workers."""
     try:
         _check_bundles(settings)
+        return _run(settings, seat, None, channel)
     except StartupError as error:
         log.error("%s", error)
         return CANNOT_START
-    return _run(settings, seat, None, channel)
 
 
 def _check_bundles(settings: Settings) -> None:
@@ -120,8 +124,6 @@ def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     server = _Server(config) if channel is None else _Worker(config, seat, channel)
-    if channel is None and hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: app.state.lifecycle.reload())
     server.run(sockets=[] if listener is None else [listener])
     return CANNOT_START if startup_errors else 0
 
@@ -152,6 +154,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, to SIGHUP too."""
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP") and not isinstance(self, _Worker):  # it is the supervisor's
+            reload = self.config.app.state.lifecycle.reload  # type: ignore[union-attr]
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin a graceful stop; unlike uvicorn's, it does not raise the signal again, so the exit status is 0."""
         self.force_exit = self.should_exit

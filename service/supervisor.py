@@ -107,7 +107,10 @@ class Supervisor:
 
     def _handle_signals(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers and self._folder is not None:
-            WishFolder(self._folder, self._board.workers).ask()
+            try:
+                WishFolder(self._folder, self._board.workers).ask()
+            except OSError as error:
+                log.error("SIGHUP could not be passed on: %s", error)
         asked = [number for number in numbers if number in (signal.SIGTERM, signal.SIGINT)]
         if asked and self._status is not None:
             self._kill()

@@ -55,10 +55,14 @@ class Visit:
         """Say whether the caller's key allows a model."""
         return self.caller is None or self.caller.may_ask(model)
 
+    def check(self, model: str) -> None:
+        """Raise ForbiddenError when the caller may not ask a model."""
+        if not self.may_ask(model):
+            raise ForbiddenError(f"key {self.caller.id if self.caller else ''} does not allow model {model}")
+
     def choose(self, model: Visited) -> None:
         """Note whom the request asks; raises ForbiddenError when the caller may not."""
-        if not self.may_ask(model.name):
-            raise ForbiddenError(f"key {self.caller.id if self.caller else ''} does not allow model {model.name}")
+        self.check(model.name)
         self.model, self.version = model.name, model.version
 
     def hold(self, model: Visited) -> None:

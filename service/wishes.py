@@ -69,6 +69,7 @@ class WishFolder:
 
     def _write(self, name: str, content: object) -> None:
         """Write a file so that readers see either the old one or all of the new."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have cleaned up
         half = self._folder / f"{name}.{os.getpid()}"
         half.write_text(json.dumps(content), encoding="utf-8")
         half.replace(self._folder / name)
@@ -76,6 +77,7 @@ class WishFolder:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other workers from asking at the same time."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         with (self._folder / "lock").open("a") as lock:
             if sys.platform != "win32":
                 fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from service.api.routes import KEY_EXAMPLES, LIST_ERRORS, documented
+from service.api.routes import KEY_EXAMPLES, LIST_ERRORS, documented, require_admin
 from service.errors import LoadError, NotReadyError, UnknownModelError
 from service.lifecycle import Lifecycle
 from service.registry import Registry
@@ -35,8 +35,8 @@ _FAILING = documented(
 
 
 def router(registry: Registry, lifecycle: Lifecycle) -> APIRouter:
-    """Return the routes; `service.journal` lets only administrators' keys through."""
-    routes = APIRouter(prefix="/v1/admin", tags=["administration"])
+    """Return the routes, for administrators' keys only."""
+    routes = APIRouter(prefix="/v1/admin", tags=["administration"], dependencies=[Depends(require_admin)])
 
     def states() -> ModelStates:
         names = set(registry.names())

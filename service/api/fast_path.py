@@ -91,8 +91,10 @@ class FastPath:
     def begin(self, head: Head, body: bytes, arrived_s: float) -> Work | Answer | None:
         """Let the engine take a request in; None when the app is to answer. `arrived_s` is of `time.monotonic`."""
         try:
+            model = self._registry.find(head.target.model, head.target.version)
+            visit = self._open(head, model, arrived_s)
             asked = self._decode(body)
-        except (ValueError, RecursionError):
+        except (ServiceError, ValueError, RecursionError):  # the route meets it again and answers
             return None
         inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         question = Question(
@@ -103,9 +105,7 @@ class FastPath:
             asked.priority or head.priority or Priority.INTERACTIVE,
         )
         try:
-            model = self._registry.find(head.target.model, head.target.version)
             self._classifier.check(question, model)
-            visit = self._open(head, model, arrived_s)
         except Exception:  # noqa: BLE001 - refusal or fault, the route meets it again and answers
             return None
         try:

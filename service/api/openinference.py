@@ -11,7 +11,7 @@ from service.api.compressed import read_body
 from service.api.failures import Dialect
 from service.api.openinference_infer import arrays_of, is_raw, question_of, ranked, wanted_of
 from service.api.openinference_info import config, index, metadata, statistics
-from service.api.routes import ASK_EXAMPLES, documented
+from service.api.routes import ASK_EXAMPLES, documented, require_admin
 from service.api.tensors import read_request, texts_of, write_response
 from service.errors import (
     ContentTypeError,
@@ -92,6 +92,7 @@ def _add_repository(routes: APIRouter, lifecycle: Lifecycle) -> None:
         summary="Take a model into service, or its changed bundle",
         responses=failing,
         response_class=Response,
+        dependencies=[Depends(require_admin)],
     )
     async def load(model: str) -> Response:
         await lifecycle.load(model)
@@ -102,6 +103,7 @@ def _add_repository(routes: APIRouter, lifecycle: Lifecycle) -> None:
         summary="Take a model out of service",
         responses=_ERRORS,
         response_class=Response,
+        dependencies=[Depends(require_admin)],
     )
     async def unload(model: str) -> Response:
         await lifecycle.unload(model)
@@ -137,7 +139,7 @@ def _add_server(routes: APIRouter, registry: Registry, metrics: Metrics, lifecyc
 
     @routes.post("/v2/repository/index", summary="Which models there are", responses=_ERRORS)
     async def repository_index() -> list[dict[str, str]]:
-        return index(all_models(), lifecycle)
+        return index(all_models(), registry, lifecycle)
 
 
 def _add_model(

@@ -6,7 +6,9 @@ from typing import Any
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model import Model
+from service.registry import Registry
 from service.settings import Settings
+from service.visits import VISIT
 
 _NS = 1_000_000_000
 
@@ -58,21 +60,23 @@ def config(model: Model, settings: Settings) -> dict[str, Any]:
     }
 
 
-def index(models: Sequence[Model], lifecycle: Lifecycle) -> list[dict[str, str]]:
-    """Return the repository's index: what is served, what was unloaded, what could not be loaded."""
+def index(models: Sequence[Model], registry: Registry, lifecycle: Lifecycle) -> list[dict[str, str]]:
+    """Return the repository's index: what is served, what was unloaded, what could not be loaded.
+
+    Only of `models` and of others that the request's key allows; reasons, which name folders, are for administrators.
+    """
+    visit = VISIT.get()
     served = [
         _entry(model.name, "READY" if model.ready else "UNAVAILABLE", "" if model.ready else "its worker died")
         | {"version": model.version}
         for model in models
     ]
-    names = {model.name for model in models}
-    out = [_entry(name, "UNAVAILABLE", "unloaded") for name in sorted(lifecycle.unloaded - names)]
-    failed = [
-        _entry(name, "UNAVAILABLE", reason)
-        for name, reason in sorted(lifecycle.failures.items())
-        if name not in names | lifecycle.unloaded
-    ]
-    return served + out + failed
+    names = {model.name for model in registry.all()}
+    admin = visit.caller is None or visit.caller.admin
+    out = dict.fromkeys(lifecycle.unloaded - names, "unloaded")
+    failed = {name: reason if admin else "could not be loaded" for name, reason in lifecycle.failures.items()}
+    missing = {name: reason for name, reason in (failed | out).items() if name not in names and visit.may_ask(name)}
+    return served + [_entry(name, "UNAVAILABLE", reason) for name, reason in sorted(missing.items())]
 
 
 def _entry(name: str, state: str, reason: str) -> dict[str, str]:

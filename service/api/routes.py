@@ -25,6 +25,7 @@ from service.errors import (
     UnknownModelError,
 )
 from service.model import Model
+from service.visits import VISIT
 
 
 def documented(
@@ -92,6 +93,13 @@ async def options_of_headers(
 ) -> HeaderOptions:
     """Read and check the headers."""
     return HeaderOptions(timeout_ms, priority)
+
+
+async def require_admin() -> None:
+    """Raise ForbiddenError unless the request's key is an administrator's: a check of the route, whatever its path."""
+    caller = VISIT.get().caller
+    if caller is None or not caller.admin:
+        raise ForbiddenError(f"key {caller.id if caller else ''} is not an administrator's")
 
 
 GivenOptions = Annotated[HeaderOptions, Depends(options_of_headers)]

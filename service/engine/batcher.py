@@ -83,8 +83,10 @@ class Batcher:
         self._closing = False
         self._asking_again: asyncio.TimerHandle | None = None
         self._refusals = Refusals(queue, sessions)
-        metrics.watch_queue(
-            lambda: queue.waiting_entries, lambda: queue.oldest_wait_s(time.monotonic()), queue.capacity_entries
+        self._unwatch = metrics.watch_queue(
+            lambda: queue.waiting_entries,
+            lambda: queue.oldest_wait_s(time.monotonic()),
+            lambda: queue.capacity_entries,
         )
 
     @property
@@ -162,6 +164,7 @@ class Batcher:
             log.warning("%d requests were not finished after %s s; they get 503", len(self._requests), timeout_s)
         self._fail_all(lambda: DrainingError("the service shut down before this request could be run"))
         await asyncio.sleep(0)
+        self._unwatch()
         self._owner.stop()
         threads = [self._coalescer.close(), *self._workers.close()]
         end_s = time.monotonic() + _THREADS_END_S

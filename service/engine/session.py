@@ -80,7 +80,7 @@ class Session:
         self._labels = labels
         self._output_names = [self.output_name]
         self.grid: ShapeGrid | None = options.grid if on_gpu else None
-        self._call = self._run_any_shape if self.grid is None else self._device_runner(self.grid, options).run
+        self._device = None if self.grid is None else self._device_runner(self.grid, options)
 
     def run(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return the logits (B, C) float32 for padded arrays (B, T) int64, as `tokenization.pad` makes them."""
@@ -89,7 +89,7 @@ class Session:
         except KeyError as error:
             raise SessionError(f"{self.path}: the model wants input {error}, which no tokenizer gives") from error
         try:
-            logits = self._call(feed)
+            logits = self._run_any_shape(feed) if self._device is None else self._device.run(feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise SessionError(f"{self.path}: inference failed: {error}") from error
         result = np.asarray(logits, dtype=np.float32)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import StartupError
 from service.keys import Keyring, make_key
+from service.lifecycle import _Failure
 from tests.service.helpers import Wire, changed, post, running, settings_for
 
 SECRETS = {name: f"lk_{name}-0123456789" for name in ("full", "tiny", "slow", "operator")}
@@ -101,13 +102,14 @@ def test_the_shapes_of_401_are_the_dialects(settings):
     assert bodies["/api/v1/text/contents"]["code"] == 401
 
 
-def test_a_key_asks_and_sees_only_its_models(settings):
+def test_a_key_asks_and_sees_only_its_models(settings, tmp_path):
     async def run():
         async with running(settings) as client:
             client.headers.update(bearer("tiny"))
             refused = [
                 await client.post("/v1/models/other/classify", json={"inputs": "good"}),
                 await client.get("/v1/models/other"),
+                await client.post("/v1/models/other/versions/9/classify", json={"inputs": "good"}),
                 await client.post("/classify", json={"model": "other", "input": "good"}),
                 await client.post("/v2/models/other/infer", json=ASKS["/v2/models/tiny/infer"]),
                 await client.get("/v2/models/other/config"),
@@ -120,11 +122,14 @@ def test_a_key_asks_and_sees_only_its_models(settings):
             listed = (await client.get("/v1/models")).json()["data"]
             index = (await client.post("/v2/repository/index")).json()
             unknown = await client.get("/v1/models/none")
+            client.app.state.lifecycle._failed[tmp_path] = _Failure("other-secret", (), "/models/other-secret: broken")
+            index += (await client.post("/v2/repository/index")).json()
             return [one.status_code for one in refused], listed, index, unknown.text
 
     refused, listed, index, unknown = asyncio.run(run())
     assert refused == [403] * len(refused)
-    assert [one["id"] for one in listed] == ["tiny"] == [one["name"] for one in index]
+    assert [one["id"] for one in listed] == ["tiny"]
+    assert [one["name"] for one in index] == ["tiny", "tiny"]
     assert "other" not in unknown
 
 
@@ -152,6 +157,20 @@ def test_only_administrators_reach_what_is_theirs(settings):
             ] + [(await client.post("/v2/repository/models/tiny/unload", headers=bearer("full"))).status_code]
 
     assert asyncio.run(run()) == [403, 403, 200, 403]
+
+
+@pytest.mark.parametrize("path", ["/v1/admin/models/tiny/unload", "/v2/repository/models/tiny/unload"])
+@pytest.mark.parametrize("twist", ["%0A", "%0a", "\u2028", "/", "%20"])
+def test_no_odd_path_leads_around_the_administrator(settings, path, twist):
+    async def run():
+        async with running(settings) as client:
+            answer = await client.post(path + twist, headers=bearer("full"))
+            inside = await client.post(path.replace("tiny", f"tiny{twist}"), headers=bearer("full"))
+            return answer.status_code, inside.status_code, client.app.state.registry.names()
+
+    first, second, names = asyncio.run(run())
+    assert {first, second} <= {403, 404}
+    assert names == ["other", "tiny"]
 
 
 def test_without_admin_there_is_nothing_to_reach(tiny_bundle, keys_file):

@@ -1,10 +1,12 @@
 """Models come and go while requests are answered."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 import signal
+import weakref
 from contextlib import asynccontextmanager
 
 import httpx
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 
 from bundle import LAYOUT, open_bundle
+from service import lifecycle as lifecycle_module
 from service.app import create_app
 from service.board import Seat
-from service.model import Model
+from service.model import Model, load_model
 from service.wishes import Report, Wishes, WishFolder
 from tests.service.helpers import Wire, changed, label_request, lifespan, settings_for, until
 from tests.service.test_keys import FILE, bearer
@@ -154,6 +157,93 @@ def test_a_bundle_that_fails_never_serves_and_the_old_one_goes_on(tmp_path, harm
     assert still.json() == first
     assert 'limbeck_model_load_failures_total{model="tiny"} 2.0' in metrics
     assert ready == 200
+
+
+def test_what_no_one_foresaw_is_a_failed_load_too(tmp_path, monkeypatch):
+    """No memory, no room for metrics: told, counted, and the next bundle is not left out."""
+    make_bundle(tmp_path / "models" / "a", name="a")
+    make_bundle(tmp_path / "models" / "b", name="b")
+
+    def load(path, settings):
+        if path.name == "a":
+            raise MemoryError("no more")
+        return load_model(path, settings)
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            for name in ("a", "b"):
+                os.utime(tmp_path / "models" / name / LAYOUT.manifest, (0, 0))
+            monkeypatch.setattr(lifecycle_module, "load_model", load)
+            failed = await client.post("/v1/admin/models/a/load")
+            metrics = (await client.get("/metrics")).text
+            still = await client.post("/v1/models/a/classify", json={"inputs": "good"})
+            return failed, metrics, still.status_code, client.app.state.lifecycle.failures
+
+    failed, metrics, still, failures = asyncio.run(run())
+    assert failed.status_code == 409
+    assert "MemoryError" in failed.json()["error"]["message"]
+    assert 'limbeck_model_load_failures_total{model="a"} 1.0' in metrics
+    assert still == 200
+    assert set(failures) == {"a"}
+
+
+def test_it_goes_on_when_files_cannot_be_read_for_a_while(tmp_path, monkeypatch):
+    """No descriptors left: the watch must not end, or a key that was taken back would go on working."""
+    make_bundle(tmp_path / "models" / "one", name="one")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            read, failed = WishFolder.read, []
+
+            def broken(self):
+                if len(failed) < 2:
+                    failed.append(1)
+                    raise OSError(24, "Too many open files")
+                return read(self)
+
+            monkeypatch.setattr(WishFolder, "read", broken)
+            await until(lambda: len(failed) == 2)
+            return (await client.post("/v1/admin/models/one/unload")).status_code
+
+    assert asyncio.run(run()) == 200
+
+
+def test_the_last_model_can_go_and_comes_back(tmp_path):
+    bundle = make_bundle(tmp_path / "models" / "one", name="one")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models", watch_models_s=0.05) as client:
+            bundle.folder.rename(tmp_path / "away")
+            await until(lambda: client.app.state.registry.names() == [])
+            ready = (await client.get("/health/ready")).status_code
+            gone = await client.post("/v1/classify", json={"inputs": "good"})
+            (tmp_path / "away").rename(bundle.folder)
+            await until(lambda: client.app.state.registry.names() == ["one"])
+            return ready, gone.status_code, (await client.post("/v1/classify", json={"inputs": "good"})).status_code
+
+    assert asyncio.run(run()) == (503, 404, 200)
+
+
+def test_what_goes_leaves_neither_gauges_nor_memory(tmp_path):
+    make_bundle(tmp_path / "models" / "one", name="one")
+    make_bundle(tmp_path / "models" / "two", name="two")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+            await client.post("/v1/models/one/classify", json={"inputs": "good"})
+            session = weakref.ref(client.app.state.registry.find("one").session)
+            gc.disable()  # memory must not wait for it
+            try:
+                await client.post("/v1/admin/models/one/unload")
+                await until(lambda: session() is None)
+            finally:
+                gc.enable()
+            return (await client.get("/metrics")).text
+
+    left = [line for line in asyncio.run(run()).splitlines() if 'model="one"' in line and not line.startswith("#")]
+    gauges = ("limbeck_model_ready", "limbeck_queue_entries", "limbeck_queue_oldest", "limbeck_queue_capacity")
+    assert not [line for line in left if line.startswith(gauges)]
+    assert [line for line in left if line.startswith("limbeck_requests_total")], "counters stay"
 
 
 def test_a_watched_folder_is_followed(tmp_path):

@@ -55,4 +55,5 @@ def test_headers_tell_of_the_nearest_bound_over_all_workers():
         b"ratelimit-remaining": b"200",
         b"ratelimit-reset": b"48",  # 400 of 500 a minute
     }
+    assert dict(Quota(1, None, 8).headers(0.0))[b"ratelimit-remaining"] == b"1"
     assert Quota(None, None, 1).headers(0.0) == []

@@ -1,8 +1,10 @@
 """The request log: one line of JSON for each request, and never a text."""
 
 import asyncio
+import contextlib
 import json
 import os
+import threading
 
 import pytest
 
@@ -129,7 +131,7 @@ def test_texts_are_told_only_of_the_share_that_is_asked_for_and_masked(tiny_bund
 
 def test_what_is_cut_is_masked_before(tiny_bundle, logged):
     """A card number that stands across the place where a long text is cut."""
-    text = "x" * 1990 + " 4111 1111 1111 1111"
+    text = "a@b.example " * 160 + " 4111 1111 1111 1111 " * 20  # tags are shorter than what they stand for
 
     async def run():
         async with running(settings_for(tiny_bundle, request_log=True, log_texts=1.0)) as client:
@@ -137,5 +139,40 @@ def test_what_is_cut_is_masked_before(tiny_bundle, logged):
 
     asyncio.run(run())
     (line,) = lines_of(logged)
-    assert "4111" not in line["texts"][0]
+    assert "1111" not in line["texts"][0]
+    assert line["texts"][0].startswith("[EMAIL] [EMAIL]")
     assert len(line["texts"][0]) <= 2000
+
+
+def test_texts_that_wait_are_bounded(pipe, monkeypatch):
+    """A reader that stands still, and large requests."""
+    monkeypatch.setattr(request_log, "_MOST_WAITING_CHARACTERS", 200_000)
+    log = RequestLog(1.0, pipe[1])
+    for _ in range(15_000):
+        log.add(Visit(0.0, request_id="r", texts=["long text " * 100_000] * 20), "POST", 200, 0.001)
+    held = sum(len(text) for _, texts in log._waiting for text in texts)
+    assert held <= request_log._MOST_WAITING_CHARACTERS
+    assert len(log._waiting) > 5000, "lines are kept; it is texts that go"
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    while closing.is_alive() or log._thread.is_alive():
+        os.set_blocking(pipe[0], False)
+        with contextlib.suppress(BlockingIOError):
+            os.read(pipe[0], 1 << 20)
+
+
+def test_lines_of_several_workers_stay_whole():
+    """A pipe keeps pieces of up to 4,096 bytes together; two logs write to one at the same time."""
+    reading, writing = os.pipe()
+    logs = [RequestLog(1.0, writing), RequestLog(1.0, writing)]
+    for number in range(2000):
+        for log in logs:
+            texts = ["été 🎬 " * 300] if number % 10 == 0 else None
+            log.add(Visit(0.0, request_id=f"r{number}", texts=texts), "POST", 200, 0.001)
+    threading.Thread(target=lambda: [log.close() for log in logs] and os.close(writing)).start()
+    with os.fdopen(reading, "rb") as file:
+        lines = file.read().splitlines()
+    assert len(lines) == 4000
+    for line in lines:
+        json.loads(line)
+        assert len(line) < 4096
