@@ -98,6 +98,7 @@ def test_teachers_may_have_tokenizers_of_their_own(finished: Callable[[str], Fin
     assert np.isfinite(kept).all()
 
 
+@pytest.mark.slow
 def test_a_run_with_two_teachers_says_what_they_are_worth(tmp_path: Path) -> None:
     second = save_tiny_model(tmp_path / "second", layers=1, seed=4)
     fine_tune = {"epochs": 3, "batch_size": 16, "learning_rate": 2e-3, "precision": "fp32"}

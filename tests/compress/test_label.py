@@ -176,7 +176,7 @@ def test_a_whole_run_never_tells_the_key(tmp_path: Path) -> None:
     assert open_bundle(tmp_path / "out/bundle").manifest.lineage.teachers["llm"]["labeled"] == 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_pays_for_nothing_twice(tmp_path: Path, number: signal.Signals) -> None:
     """What was answered and kept is never asked for again: only what was under way, at most as many as side by side."""
     recipe = write_tiny_recipe(tmp_path)

@@ -36,6 +36,7 @@ def test_a_point_is_beaten_by_one_that_is_no_worse(points: list[tuple[float, flo
     assert dominated([point(*values) for values in points]) == expected
 
 
+@pytest.mark.slow
 def test_a_set_of_two_goes_on_after_a_kill(tmp_path: Path) -> None:
     done = finish_pruned(tmp_path)
     out = tmp_path / "set"

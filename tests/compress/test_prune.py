@@ -83,6 +83,7 @@ def test_a_student_that_is_its_teacher_is_not_taught_before_it_is_cut(pruned: Fi
     assert "the student still is the teacher" in pruned.printed
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_new_stages_changes_nothing(pruned: Finished, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     shutil.copytree(pruned.out / "work", out / "work")
@@ -109,6 +110,7 @@ def test_kill_9_in_the_new_stages_changes_nothing(pruned: Finished, tmp_path: Pa
     assert list(out.rglob("*.tmp")) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_run_goes_on(pruned: Finished, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     shutil.copytree(pruned.out / "work", out / "work")
@@ -197,7 +199,7 @@ def test_taylor_cuts_too(pruned: Finished, tmp_path: Path, monkeypatch: pytest.M
     ]
     run = reopened(pruned, tmp_path, STAGES[:4], options)
     found = prune.run(run, stage_folder(run, "prune"))
-    assert found["measured"] == pytest.approx(4, rel=0.1)
+    assert found["measured"] == pytest.approx(4, rel=0.2)  # so small a student has few shapes
     assert all(step["lost"] > 0 for step in found["steps"])
 
 

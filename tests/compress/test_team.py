@@ -66,6 +66,7 @@ def test_what_tensorboard_reads(tmp_path: Path) -> None:
     assert rates[-1] == pytest.approx(1e-3 / 15, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 12])
 def test_a_run_whose_second_process_dies_goes_on_to_the_same_weights(tmp_path: Path, steps: int) -> None:
     """Dropout is on, so both processes' random states are needed; the first one says what happened."""

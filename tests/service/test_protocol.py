@@ -99,7 +99,7 @@ def test_a_full_queue_refuses_requests_for_labels_alone(tiny_bundle, monkeypatch
 @pytest.mark.parametrize("ill", ["dead", "draining"])
 def test_a_full_queue_is_not_what_an_ill_engine_is_refused_with(tiny_bundle, monkeypatch, ill) -> None:
     async def run():
-        async with running(settings_for(tiny_bundle, queue_capacity=1, max_inputs=1)) as client:
+        async with running(settings_for(tiny_bundle, queue_capacity=1, max_inputs=1, shutdown_timeout_s=1)) as client:
             held = hold(client, monkeypatch)
             first, second = Wire(client.app), Wire(client.app)
             first.protocol.data_received(label_request("a"))
