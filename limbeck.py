@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -12,9 +13,7 @@ from rich.console import Console
 
 from bulk.command import classify
 from bulk.diff_command import diff
-from compress import command as compression
 from limbeck_errors import reported
-from loadtest import command as loadtest
 
 if TYPE_CHECKING:
     pass
@@ -55,10 +54,13 @@ def _reporting(command: Callable[P, None], stopped: str = "stopped") -> Callable
     return run
 
 
-_AGAIN = "stopped; give the same command again to go on"
-app.command()(_reporting(compression.compress, f"{_AGAIN} from the last checkpoint"))
-app.command()(_reporting(compression.tune, _AGAIN))
-app.command()(_reporting(compression.pack, "stopped; nothing was written"))
+if find_spec("compress") is not None:  # the service's image has neither the offline half nor the load generator
+    from compress import command as compression
+
+    _AGAIN = "stopped; give the same command again to go on"
+    app.command()(_reporting(compression.compress, f"{_AGAIN} from the last checkpoint"))
+    app.command()(_reporting(compression.tune, _AGAIN))
+    app.command()(_reporting(compression.pack, "stopped; nothing was written"))
 
 
 @app.command()
@@ -179,12 +181,15 @@ def key(
 
 
 app.command()(_reporting(classify))
-loadtest_app = typer.Typer(
-    help="Put a server under load, whichever it is, and say how long its users wait.", no_args_is_help=True
-)
-loadtest_app.command()(_reporting(loadtest.run))
-loadtest_app.command()(_reporting(loadtest.compare))
-app.add_typer(loadtest_app, name="loadtest")
+if find_spec("loadtest") is not None:
+    from loadtest import command as loadtest
+
+    loadtest_app = typer.Typer(
+        help="Put a server under load, whichever it is, and say how long its users wait.", no_args_is_help=True
+    )
+    loadtest_app.command()(_reporting(loadtest.run))
+    loadtest_app.command()(_reporting(loadtest.compare))
+    app.add_typer(loadtest_app, name="loadtest")
 app.command()(_reporting(diff))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import typer
 from rich.console import Console
@@ -30,9 +31,6 @@ _EXTRAS = {
     "train": frozenset({"accelerate", "optuna", "peft", "tensorboard"}),
 }
 
-_GATE_FAILED = 3
-"""Exit code of a run whose model was made but must not be shipped."""
-
 _errors = Console(stderr=True, highlight=False)
 
 
@@ -42,21 +40,13 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
 
     `stopped` is what is said after Ctrl-C.
     """
-    from bulk.errors import BulkError
-    from bundle import BundleError
-    from compress.errors import CompressError, GateError
-    from loadtest.errors import LoadTestError
-    from service.engine.errors import EngineError
-    from service.errors import StartupError
-
     try:
         yield
-    except GateError as error:
-        if error.table is not None:
-            _errors.print(error.table)
-        raise _failure(str(error), _GATE_FAILED) from error
-    except (BulkError, BundleError, CompressError, EngineError, LoadTestError, StartupError) as error:
-        raise _failure(str(error)) from error
+    except _kinds() as error:
+        table = getattr(error, "table", None)
+        if table is not None:
+            _errors.print(table)
+        raise _failure(str(error), getattr(error, "exit_code", 1)) from error
     except OSError as error:
         raise _failure(f"{error.filename or 'files'}: {error.strerror or error}") from error
     except ModuleNotFoundError as error:
@@ -69,6 +59,25 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         _errors.print(stopped)
         raise typer.Exit(130) from None
+
+
+def _kinds() -> tuple[type[Exception], ...]:
+    """Return the errors of those packages that are there: the service's image has not all of them."""
+    from bulk.errors import BulkError
+    from bundle import BundleError
+    from service.engine.errors import EngineError
+    from service.errors import StartupError
+
+    kinds: tuple[type[Exception], ...] = (BulkError, BundleError, EngineError, StartupError)
+    if find_spec("compress") is not None:
+        from compress.errors import CompressError
+
+        kinds += (CompressError,)
+    if find_spec("loadtest") is not None:
+        from loadtest.errors import LoadTestError
+
+        kinds += (LoadTestError,)
+    return kinds
 
 
 def _failure(message: str, code: int = 1) -> typer.Exit:

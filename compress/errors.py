@@ -59,6 +59,9 @@ class EvaluationError(CompressError):
 class GateError(CompressError):
     """No variant kept enough quality to be shipped; `table` shows what failed, for a terminal."""
 
+    exit_code = 3
+    """Of the command: the model was made, but must not be shipped."""
+
     def __init__(self, message: str, table: Any = None) -> None:
         super().__init__(message)
         self.table = table
