@@ -129,6 +129,7 @@ def test_a_refusal_comes_when_all_of_the_request_is_there(tiny_bundle, monkeypat
             second.protocol.data_received(whole[-4:])
             refused = await second.answer()
             held.release()
+            await until(lambda: not held.batcher.full)
             second.protocol.data_received(whole)
             return early, refused, await first.answer(), await second.answer()
 
