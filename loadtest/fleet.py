@@ -1,8 +1,10 @@
 """The processes that generate load: started, told what to do, listened to."""
 
 import multiprocessing
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -73,7 +75,8 @@ class Fleet:
         while len(self._members) < processes:
             mine, its = _CONTEXT.Pipe()
             process = _CONTEXT.Process(target=worker.main, args=(its, self._settings), daemon=True)
-            process.start()
+            with _uninterrupted():  # a process that is told half of what it needs to know ends with a traceback
+                process.start()
             its.close()
             self._members.append((process, mine))
             started.append(mine)
@@ -126,3 +129,16 @@ class Fleet:
             return pipe.recv()
         except (EOFError, OSError) as error:
             raise GeneratorError(_ENDED) from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back. What is started meanwhile never sees it: the fleet ends its processes itself."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
