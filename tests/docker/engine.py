@@ -19,6 +19,13 @@ PORTS_FILE = Path(__file__).with_name("ports.yml")
 PATIENCE_S = 1200
 
 
+def needs_disk(free_gb: int) -> None:
+    """Skip where the engine's disk has not so much room: an image with CUDA's or torch's wheels fails half-way then."""
+    root = docker("info", "--format", "{{.DockerRootDir}}", check=False).stdout.strip()
+    if Path(root).is_dir() and (found_gb := shutil.disk_usage(root).free / 1e9) < free_gb:
+        pytest.skip(f"the engine's disk has {found_gb:.0f} GB left, and the image needs {free_gb} GB while it is built")
+
+
 def docker(*arguments: str, env: Mapping[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(
         ["docker", *arguments], capture_output=True, text=True, timeout=PATIENCE_S, env=env, stdin=subprocess.DEVNULL

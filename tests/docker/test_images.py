@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle import LAYOUT, write_bundle
-from tests.docker.engine import Project, built, project
+from tests.docker.engine import Project, built, needs_disk, project
 from tests.support.bundles import LABELS, make_bundle
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
@@ -161,6 +161,7 @@ def test_the_gpu_image_serves_on_cpu_where_there_is_no_gpu(tmp_path: Path):
     bundle = make_bundle_for_cuda(tmp_path / "bundle")
     no_device = tmp_path / "no-device.yml"
     no_device.write_text("services:\n  limbeck-gpu:\n    deploy: !reset {}\n")
+    needs_disk(25)
     with (
         built("Dockerfile.gpu") as image,
         project("limbeck-gpu", {"LIMBECK_GPU_IMAGE": image}, bundle, no_device) as serving,
