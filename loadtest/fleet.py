@@ -2,10 +2,12 @@
 
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -77,8 +79,8 @@ class Fleet:
             process = _CONTEXT.Process(target=worker.main, args=(its, self._settings), daemon=True)
             with _uninterrupted():  # a process that is told half of what it needs to know ends with a traceback
                 process.start()
-            its.close()
-            self._members.append((process, mine))
+                its.close()
+                self._members.append((process, mine))
             started.append(mine)
         for pipe in started:
             self._receive(pipe)  # READY
@@ -133,12 +135,22 @@ class Fleet:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back. What is started meanwhile never sees it: the fleet ends its processes itself."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Hold Ctrl-C back until the end of `with`. What is started meanwhile never sees it: the fleet ends it itself.
+
+    What is started inherits that the signal is blocked; but a process with other threads gets it all the same, because
+    one of those takes it and Python then interrupts the main one. So it is noted meanwhile and raised again.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # the first process would start it, and it unblocks the signal
+    seen: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if seen:
+            signal.raise_signal(signal.SIGINT)

@@ -1,9 +1,14 @@
 """The process that sends: which errors it tells apart, how it uses connections, and that it admits being late."""
 
 import asyncio
+import multiprocessing
+import os
+import signal
+import threading
 import time
 import urllib.request
 from dataclasses import replace
+from multiprocessing import util
 
 import numpy as np
 import pytest
@@ -146,3 +151,31 @@ def test_a_process_that_is_killed_ends_the_test() -> None:
 
         with pytest.raises(GeneratorError, match="ended"):
             fleet.measure(replace(step, seconds=30), kill)
+
+
+def test_ctrl_c_while_a_process_starts_leaves_it_whole(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A second thread may take the signal whatever the main one blocks; the new process must still be told all."""
+    spawn, ended = util.spawnv_passfds, threading.Event()
+
+    def interrupted(*arguments: object) -> int:
+        pid: int = spawn(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return pid
+
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    try:
+        with slow_server(Behavior()) as port:
+            monkeypatch.setattr(util, "spawnv_passfds", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Fleet(settings(port), 1)
+    finally:
+        ended.set()
+        other.join()
+    for child in multiprocessing.active_children():  # its pipe is closed
+        child.join(20)
+        assert child.exitcode == 0
+    assert "Traceback" not in capfd.readouterr().err
