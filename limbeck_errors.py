@@ -11,6 +11,8 @@ from rich.console import Console
 _EXTRAS = {
     "compress": frozenset(
         {
+            "jinja2",
+            "matplotlib",
             "model2vec",
             "onnx",
             "optimum",

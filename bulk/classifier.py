@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from bulk.closing import Closing
 from bulk.errors import BulkError, InputError
 from bulk.inputs import WindowBound, checked
 from bulk.model import load_model
@@ -53,7 +53,7 @@ class Scored:
     truncated: list[bool]
 
 
-class Classifier:
+class Classifier(Closing):
     """A bundle that classifies in this process. Its methods may be called from several threads at once.
 
     `bundle` is verified (every hash, and the golden scores on this machine); `variant` is `auto`, which picks for the
@@ -153,14 +153,6 @@ class Classifier:
         self._workers.shutdown(wait=False, cancel_futures=True)  # first: windows wait for them
         self._windows.shutdown(cancel_futures=True)
         self._workers.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _stream_checked(self, inputs: str | Iterable[Any]) -> Iterator[Scored]:
         given = [inputs] if isinstance(inputs, str) else inputs

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from bulk.errors import FormatError
+from bulk.options import FormatOption, TextColumnOption, TextPairColumnOption
 
 if TYPE_CHECKING:
     from bulk.classifier import Classifier
@@ -44,14 +45,9 @@ def classify(
     errors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="List bad rows here too, one JSON object a line.")
     ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option("--format", metavar="FORMAT", help="csv, tsv, jsonl, parquet or txt.  [default: FILE's ending]"),
-    ] = None,
-    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column that holds the text.")] = "text",
-    text_pair_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column that holds the second text.")
-    ] = "text_pair",
+    kind: FormatOption = None,
+    text_column: TextColumnOption = "text",
+    text_pair_column: TextPairColumnOption = "text_pair",
     prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.", show_default=False)] = "",
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Add every label's score.")] = False,
     variant: Annotated[str, typer.Option(help="Variant to run; auto is the fastest exact one that passed.")] = "auto",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bulk.command import BAD_ROWS, kind_of_input
 from bulk.errors import BulkError
+from bulk.options import FormatOption, TextColumnOption, TextPairColumnOption
 
 if TYPE_CHECKING:
     from bulk.classifier import Classifier
@@ -31,14 +32,9 @@ def diff(
         Path,
         typer.Option(metavar="FILE", help="Your texts: .csv, .tsv, .jsonl, .parquet or .txt; - is standard input."),
     ],
-    kind: Annotated[
-        str | None,
-        typer.Option("--format", metavar="FORMAT", help="csv, tsv, jsonl, parquet or txt.  [default: FILE's ending]"),
-    ] = None,
-    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column that holds the text.")] = "text",
-    text_pair_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column that holds the second text.")
-    ] = "text_pair",
+    kind: FormatOption = None,
+    text_column: TextColumnOption = "text",
+    text_pair_column: TextPairColumnOption = "text_pair",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.  [default: all]")] = None,
     dialect: Annotated[
         str | None,

@@ -4,13 +4,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
 
 from bulk.answers import Answer
+from bulk.closing import Closing
 from bulk.dialects import DIALECTS, Dialect, Labels, dialect_of
 from bulk.errors import EndpointError
 from service.engine.tokenization import TextInput
@@ -22,7 +21,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _MESSAGE_CHARACTERS = 200
 
 
-class Endpoint:
+class Endpoint(Closing):
     """Answers texts through one dialect; a context manager.
 
     A request that fails with 429 or a 5xx, or finds nobody, is repeated with growing pauses, or after as long as the
@@ -109,14 +108,6 @@ class Endpoint:
         self._closed.set()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _asked_to_wait(response: httpx.Response, otherwise: float) -> float:

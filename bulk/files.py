@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
+from bulk.closing import Closing
 from bulk.decisions import Columns
 from bulk.delimited import DelimitedSource
 from bulk.errors import BulkError, FormatError
@@ -79,7 +79,7 @@ class Job:
             raise BulkError(f"{self.out}: is named for rows and for errors; name two files")
 
 
-class Input:
+class Input(Closing):
     """An opened file; a context manager."""
 
     def __init__(self, job: Job, columns: Columns) -> None:
@@ -128,11 +128,3 @@ class Input:
         """Close what was opened."""
         if self._owned:
             self._raw.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -12,6 +12,7 @@ class Layout:
     tokenizer: str = "tokenizer.json"
     golden: str = "golden.jsonl"
     card: str = "README.md"
+    report: str = "report.html"
 
     def model(self, variant: str) -> str:
         """Return the ONNX file of a variant."""

@@ -28,6 +28,8 @@ def print_card(bundle: Bundle) -> None:
     total = sum(entry.size_bytes for entry in manifest.files.values())
     tokenizer = manifest.files[LAYOUT.tokenizer].size_bytes
     console.print(f"tokenizer {tokenizer / 1e6:.1f} MB, whole bundle {total / 1e6:.1f} MB")
+    if LAYOUT.report in manifest.files:
+        console.print(f"report: {bundle.path(LAYOUT.report)}", soft_wrap=True)
     if manifest.metrics:
         title = "Test split" if "test" in manifest.lineage.data else "Sample texts"
         console.print(stage_table(manifest.metrics, title, wording(manifest)))

@@ -32,7 +32,10 @@ def compress(
         Path | None, typer.Option(metavar="DIR", help="Write loss, rate and validation score for TensorBoard.")
     ] = None,
     pareto: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Make N students, the last of them at the recipe's target.")
+        str | None,
+        typer.Option(
+            metavar="N|A,B,…", help="Make N students, the last at the recipe's target, or one for each target."
+        ),
     ] = None,
 ) -> None:
     """Distil, export, quantize, evaluate and package a classifier.
@@ -48,7 +51,8 @@ def compress(
 
     With a target the student is pruned until its INT8 variant meets it: --set 'target={speedup: 20}', {latency_ms: 2}
     (of a text of 32 tokens) or {size_mb: 8}. --pareto 5 makes five students, each of the same ratio faster (or smaller)
-    than the one before, the last at the target; bundles are in DIR/pareto/1/bundle and so on.
+    than the one before, the last at the target, and --pareto 12,25,50 one for each of these targets, in the unit of
+    the recipe's; bundles are in DIR/pareto/1/bundle and so on.
 
     Example: `limbeck compress examples/movie-reviews/recipe.yaml --out runs/movie-reviews`
     """
@@ -62,7 +66,7 @@ def compress(
     if pareto is not None:
         from compress.pareto import pareto as several
 
-        for point in several(recipe, overrides or [], out, console, pareto, force):
+        for point in several(recipe, overrides or [], out, console, _wanted(pareto), force):
             console.print(f"bundle: {point.folder}", markup=False, soft_wrap=True)
         return
     from compress.pipeline import compress as run
@@ -70,6 +74,20 @@ def compress(
     bundle = run(recipe, overrides or [], out, console, force, tensorboard)
     if bundle is not None:
         print_next(bundle, console)
+
+
+def _wanted(pareto: str) -> list[float] | int:
+    """Return the targets that --pareto names, or how many; raises BadParameter."""
+    try:
+        if "," in pareto:
+            return [float(part) for part in pareto.split(",")]
+        if (number := int(pareto)) >= 2:
+            return number
+    except ValueError:
+        pass
+    raise typer.BadParameter(
+        f"--pareto: found {pareto!r}; expected how many students (2 or more), or targets: 12,25,50"
+    )
 
 
 def tune(

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from compress import targets, teacher
-from compress.batches import Batch, TrainingSet
-from compress.errors import ModelError
-from compress.losses import distillation_loss
+from compress.batches import TrainingSet
 from compress.models import load_classifier
 from compress.qat import fake_quantized
 from compress.recipe_training import Distill
+from compress.soft_loss import distillation
 from compress.stage import CHECKPOINTS, Run
 from compress.student import inside_loss, make_student
 from compress.team import ALONE, Team
@@ -106,22 +105,3 @@ class Lesson:
             changed_config = config.model_copy(update=changed)
             aware = self.teach(student, changed_config, place, "quantization-aware", seed=recipe.seed + 2)
         return {"quantization_aware": aware}
-
-
-def distillation(config: Distill, *, multi_label: bool) -> Loss:
-    """Return the loss on logits that a recipe asks for."""
-
-    def loss(rows: Tensor, batch: Batch) -> Tensor:
-        if batch.teacher_logits is None:
-            raise ModelError("distillation needs the teacher's logits")
-        return distillation_loss(
-            rows,
-            batch.teacher_logits,
-            batch.targets,
-            kind=config.loss,
-            temperature=config.temperature,
-            hard_label_weight=config.hard_label_weight,
-            multi_label=multi_label,
-        )
-
-    return loss

@@ -39,5 +39,4 @@ def _places(encoded: Encoded) -> NDArray[np.int64]:
     """Return a number for each row (R,), rising, that is the same wherever text and word are."""
     if encoded.words is None:
         return np.arange(int(encoded.first[-1]), dtype=np.int64)
-    texts = np.repeat(np.arange(len(encoded.first) - 1), np.diff(encoded.first))
-    return (texts.astype(np.int64) << 32) + encoded.words
+    return (encoded.texts << 32) + encoded.words

@@ -6,6 +6,7 @@ from typing import Any
 
 from bundle.manifest import BaselineMetrics, StageMetrics, TargetOutcome
 from compress import calibrate, distill, export, search, teacher, worth
+from compress.evidence import gather, write_evidence
 from compress.examples import Example
 from compress.machine import describe_machine, load_average
 from compress.measure import STUDENT, TEACHER, Subject, answers, measure, ruler_of
@@ -18,7 +19,7 @@ INT8, FP16 = "int8", "fp16"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write `metrics.json`, a StageMetrics a model: teacher, student, variants; `baselines.json` and `target.json`."""
+    """Write `metrics.json`, a StageMetrics a model: teacher, student, variants; what else is told of them beside it."""
     recipe, splits = run.recipe, run.splits
     found = subjects(run)
     ruler = ruler_of(run)
@@ -26,6 +27,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     mates = _enough(splits.test, [*splits.validation, *splits.train], recipe.evaluate.invariance_texts)
     rows = measure(ruler, found, said, splits.test, mates)
     write_atomic(folder / METRICS, json.dumps([row.model_dump() for row in rows], indent=2))
+    evidence = {name: gather(ruler, found[name], said[name], said[TEACHER], splits.test) for name in found}
+    write_evidence(folder, evidence)
     beaten = worth.judge(run, run.folder("baselines"), said[INT8]) if recipe.evaluate.baselines else []
     write_atomic(folder / BASELINES, json.dumps([row.model_dump() for row in beaten], indent=2))
     outcome = target_outcome(run, next(row for row in rows if row.stage == INT8), found[INT8])

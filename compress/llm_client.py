@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint: requests at a bounded rate, each repeated until it is answered."""
 
 import asyncio
+import contextlib
 import email.utils
 import os
 import random
@@ -67,6 +68,7 @@ class Endpoint:
         self._next_start = 0.0
         self._closed_until = 0.0
         self._answered_at = time.monotonic()
+        self._over = asyncio.Event()
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=config.timeout_s,
@@ -103,18 +105,30 @@ class Endpoint:
                     continue
             if failures == self._config.retries:
                 raise ExhaustedError(problem)
-            await asyncio.sleep(_growing(failures))
+            await self._pause(_growing(failures))
             failures += 1
+
+    def end(self) -> None:
+        """Send nothing more: whoever asks is cancelled. What is under way will be paid for, and is still answered."""
+        self._over.set()
 
     async def _turn(self) -> None:
         """Wait until a request may begin."""
+        await self._pause(0)
         while (wait := self._closed_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
+            await self._pause(wait)
         if self._config.requests_per_minute is not None:
             now = time.monotonic()
             start = max(now, self._next_start)
             self._next_start = start + 60 / self._config.requests_per_minute
-            await asyncio.sleep(start - now)
+            await self._pause(start - now)
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), seconds)
+        if self._over.is_set():
+            raise asyncio.CancelledError
 
     async def _wait(self, waits: int, asked: float | None, problem: str) -> None:
         """Let all requests wait as long as the endpoint asks, or longer each time where it does not say how long."""
@@ -125,7 +139,7 @@ class Endpoint:
         if wait >= 1 and until > self._closed_until + 1:
             self._tell(f"{problem}; waiting {wait:.0f} s")
         self._closed_until = max(self._closed_until, until)
-        await asyncio.sleep(0.1 * random.random())  # noqa: S311 - so that they do not all come back at once
+        await self._pause(0.1 * random.random())  # noqa: S311 - so that they do not all come back at once
 
     def _raise_for(self, response: httpx.Response, problem: str) -> None:
         """Raise for a status that repeating cannot help."""

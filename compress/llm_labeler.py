@@ -145,7 +145,7 @@ class Labeler:
                     found[prompt] = probabilities
                 done()
 
-        await _together([work() for _ in range(min(self._config.concurrency, len(prompts)))])
+        await _together([work() for _ in range(min(self._config.concurrency, len(prompts)))], self._endpoint.end)
         return found
 
     async def _label(self, prompt: str, method: str) -> tuple[str, Probabilities | None]:
@@ -242,11 +242,18 @@ class Labeler:
         )
 
 
-async def _together(workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all until one fails; then end the others and raise what it raised."""
+async def _together(workers: Sequence[Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
+    """Run all until one fails; then raise what it raised.
+
+    `end` makes the others stop once they have kept the answer to what they had sent, so that it is not paid for again.
+    """
     tasks = [asyncio.create_task(worker) for worker in workers]
     try:
         await asyncio.gather(*tasks)
+    except Exception:  # not Ctrl-C, which waits for nobody
+        end()
+        await asyncio.wait(tasks)
+        raise
     finally:
         for task in tasks:
             task.cancel()

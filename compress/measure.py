@@ -166,7 +166,6 @@ def _quality(
     scores = {spec.metric: interval(main, own.counts, samples, seed)}
     for name, metric in (("accuracy", METRICS["accuracy"]), ("macro_f1", macro_f1)):
         scores.setdefault(name, interval(metric, own.counts, samples, seed))
-    found = reliability(activate(own.rows, spec.activation, fitted.temperature), own.encoded.targets, spec.multi_label)
     parts = {}
     for name, mask in slices.items():
         reference, part = subset(teacher.counts, mask), subset(own.counts, mask)
@@ -179,10 +178,15 @@ def _quality(
         recall_drops=recall_drops(teacher.counts, own.counts, samples, seed),
         per_class=per_class(own.counts),
         slices=parts,
-        calibration=Calibration(
-            expected_error=found.expected_error,
-            bins=tuple(CalibrationBin(**vars(part)) for part in found.bins),
-        ),
+        calibration=calibration(spec, own, fitted.temperature),
+    )
+
+
+def calibration(spec: TaskSpec, own: Answers, temperature: float) -> Calibration:
+    """Return how far confidence is from being right where logits are divided by `temperature`."""
+    found = reliability(activate(own.rows, spec.activation, temperature), own.encoded.targets, spec.multi_label)
+    return Calibration(
+        expected_error=found.expected_error, bins=tuple(CalibrationBin(**vars(part)) for part in found.bins)
     )
 
 

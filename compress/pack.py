@@ -18,6 +18,7 @@ from bundle.manifest import Lineage, StageMetrics
 from compress import evaluate, export, search
 from compress.calibrate import fit
 from compress.errors import GateError, ModelError, RecipeError
+from compress.evidence import gather
 from compress.gate import failures_table
 from compress.machine import describe_machine
 from compress.measure import STUDENT, TEACHER, Answers, Ruler, Subject, answers, decide, measure
@@ -32,6 +33,7 @@ from compress.recipe import Export
 from compress.reference import MOST_TEXTS
 from compress.report import PACKED
 from compress.stage import library_versions
+from compress.story import Story
 from compress.tasks import SPECS, TaskSpec
 from service.engine.tokenization import Tokenizer
 
@@ -83,12 +85,14 @@ def pack(
         _introduce(original, settings, texts, console)
         ruler = Ruler(original.spec, original.labels, settings.evaluate, SEED, console)
         _export(original, work, console)
-        subjects = _quantize(original, settings, texts, ruler, work)
+        subjects, tried = _quantize(original, settings, texts, ruler, work)
         console.print("[bold]evaluate[/bold]")
         said = {name: answers(ruler, PACKED.titles[name], subject, texts.test) for name, subject in subjects.items()}
         mates = texts.mates(settings.evaluate.invariance_texts)
         metrics = measure(ruler, subjects, said, texts.test, mates)
-        bundle = _package(target, original, settings, texts, subjects, metrics, force=force)
+        found = {name: gather(ruler, subjects[name], said[name], said[TEACHER], texts.test) for name in subjects}
+        story = Story(found, tried, settings.report.texts)
+        bundle = _package(target, original, settings, texts, subjects, metrics, story, force=force)
     show(bundle, console, "test split" if texts.given else "sample texts")
     if not texts.given:
         console.print(
@@ -162,18 +166,20 @@ def _export(original: Original, work: Path, console: Console) -> None:
     )
 
 
-def _quantize(original: Original, settings: Settings, texts: Texts, ruler: Ruler, work: Path) -> dict[str, Subject]:
-    """Write the variants; return all models, the original first."""
+def _quantize(
+    original: Original, settings: Settings, texts: Texts, ruler: Ruler, work: Path
+) -> tuple[dict[str, Subject], dict[str, Any]]:
+    """Write the variants; return all models, the original first, and what was tried."""
     ruler.console.print("[bold]quantize[/bold]")
     teacher, of_teacher = _validated(TEACHER, work / export.TEACHER, original, settings, texts, ruler)
     student, of_student = _validated(STUDENT, work / export.STUDENT, original, settings, texts, ruler)
     held = search.Held(ruler, settings.gate, texts.validation, of_teacher, of_student, student)
     inputs = [example.input for example in texts.validation[: settings.quantize.calibration_texts]]
-    search.write_variants(work, settings.quantize, held, original.tokenizer.encode(inputs))
+    tried = search.write_variants(work, settings.quantize, held, original.tokenizer.encode(inputs))
     subjects = {TEACHER: teacher, STUDENT: student, evaluate.INT8: replace(student, path=work / search.MODEL)}
     if settings.quantize.fp16:
         subjects[evaluate.FP16] = replace(student, path=work / search.HALF_MODEL, timed=False)
-    return subjects
+    return subjects, tried
 
 
 def _validated(
@@ -194,6 +200,7 @@ def _package(
     texts: Texts,
     subjects: Mapping[str, Subject],
     metrics: Sequence[StageMetrics],
+    story: Story,
     *,
     force: bool,
 ) -> Bundle:
@@ -228,6 +235,7 @@ def _package(
             machine=describe_machine(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
+        story=story,
     )
 
 

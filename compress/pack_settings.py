@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundle.manifest import Name
 from compress.errors import RecipeError
-from compress.recipe import Calibrate, Evaluate, Gate, Quantize
+from compress.recipe import Calibrate, Evaluate, Gate, Quantize, Report
 
 # A model is unsure of texts that it was not made for: a film classifier whose INT8 lost nothing on film reviews flipped
 # 10 % of the sample texts. So flips there only guard against an INT8 that is broken, and their latency is but a hint.
@@ -28,6 +28,7 @@ class Settings(BaseModel):
     calibrate: Calibrate = Calibrate(temperature=False, thresholds=False)
     evaluate: Evaluate = Evaluate(baselines=False, latency_texts=32, latency_rounds=5)
     gate: Gate = Gate()
+    report: Report = Report()
     price_per_core_hour: float | None = Field(default=None, gt=0)
 
 

@@ -18,10 +18,12 @@ from compress.examples import Example
 from compress.gate import Check, Measured, SliceDrop, check_gate, failures_table, reasons
 from compress.machine import describe_machine
 from compress.measure import STUDENT
+from compress.model_card import model_card
 from compress.recipe import Gate
 from compress.reference import MOST_TEXTS, reference_statistics
-from compress.report import model_card
+from compress.report_html import report_html
 from compress.stage import Run, library_versions, write_atomic
+from compress.story import Story, story_of
 from compress.tasks import TaskSpec
 from service.engine.postprocess import activate
 from service.engine.session import Session
@@ -81,6 +83,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         baselines=evaluate.read_baselines(run.folder("evaluate")),
         pruned_to=evaluate.read_target(run.folder("evaluate")),
         lineage=lineage,
+        story=story_of(run),
     )
     write_atomic(folder / LAYOUT.manifest_hash, (bundle.folder / LAYOUT.manifest_hash).read_text(encoding="ascii"))
     return {"bundle": str(bundle.folder.name), "gate_passed": [v.name for v in variants if v.gate_passed]}
@@ -111,6 +114,7 @@ def assemble(
     baselines: Sequence[BaselineMetrics],
     pruned_to: TargetOutcome | None = None,
     lineage: Lineage,
+    story: Story,
 ) -> Bundle:
     """Write a bundle of these variants, with the golden scores they have here; raises BundleError and OSError.
 
@@ -147,6 +151,7 @@ def assemble(
     files: dict[str, Path | bytes] = {LAYOUT.model(variant): path for variant, path in models.items()}
     files[LAYOUT.tokenizer] = tokenizer
     files[LAYOUT.golden] = golden_lines(golden, spec, fitted.temperature, sessions, reader)
+    files[LAYOUT.report] = report_html(manifest, story).encode()
     files[LAYOUT.card] = model_card(manifest, {file: _size(source) for file, source in files.items()}).encode()
     return write_bundle(target, manifest, files)
 

@@ -1,10 +1,11 @@
-"""Several students from one run: from as fast (or as large) as the student is to the recipe's target, in equal ratios.
+"""Several students from one run: at targets that are given, or spread in equal ratios up to the recipe's.
 
 Each point prunes the student of the point before it, so the set costs little more than its last point. Teacher, its
 logits, distillation and vocabulary are shared.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,16 +45,25 @@ class Point:
 
 
 def pareto(
-    recipe_path: Path, overrides: list[str], out: Path | None, console: Console, number: int, force: bool = False
+    recipe_path: Path,
+    overrides: list[str],
+    out: Path | None,
+    console: Console,
+    wanted: Sequence[float] | int,
+    force: bool = False,
 ) -> list[Bundle]:
-    """Run a recipe for `number` targets and return the bundles, in `OUT/pareto/1/bundle` and so on.
+    """Run a recipe for several targets and return the bundles, in `OUT/pareto/1/bundle` and so on.
 
-    A point that its gate refuses has no bundle. A run that was killed goes on where it was. Raises CompressError
+    `wanted` are the targets, of the recipe's kind and the weakest first, or how many to spread up to the recipe's. A
+    point that its gate refuses has no bundle. A run that was killed goes on where it was. Raises CompressError
     (GateError when no point passed), and BundleError when a bundle cannot be written.
     """
     recipe = load_recipe(recipe_path, overrides)
     if recipe.target is None:
         raise RecipeError(f"{recipe_path}: target: not given; --pareto needs the strongest target that is wanted")
+    if not isinstance(wanted, int):
+        check_order(wanted, recipe.target.kind)
+    number = wanted if isinstance(wanted, int) else len(wanted)
     base = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {}, force)
     folders = [base.out / FOLDER / str(index + 1) for index in range(number)]
     for folder in folders:
@@ -63,9 +73,10 @@ def pareto(
         introduce(base)
         run_until(base, base.student_stages[-2])  # all but the pruning
         bundles, previous, refused = [], None, None
-        for index, (folder, wanted) in enumerate(zip(folders, _targets(base, recipe.target, number), strict=True)):
+        targets = _targets(base, recipe.target, wanted) if isinstance(wanted, int) else wanted
+        for index, (folder, target) in enumerate(zip(folders, targets, strict=True)):
             console.rule(f"point {index + 1} of {number}")
-            own = _recipe_of_point(recipe, recipe.target, wanted, index, number)
+            own = _recipe_of_point(recipe, recipe.target, target, index, number)
             point = replace(base, recipe=own, out=folder, reports={}, shared=base.out, previous=previous)
             try:
                 run_until(point, "package")
@@ -81,6 +92,19 @@ def pareto(
         metric = METRIC_NAMES[main_metric(bundles[0].manifest.metrics) or "accuracy"]
         console.print(points_table(points, f"{recipe.name}: students by target", metric))
         return bundles
+
+
+def check_order(targets: Sequence[float], kind: str) -> None:
+    """Raise RecipeError unless each target asks for more than the one before, whose student it prunes on."""
+    rising = kind == "speedup"
+    least = 1 if rising else 0
+    if not all(least < target < math.inf for target in targets) or list(targets) != sorted(
+        set(targets), reverse=not rising
+    ):
+        found, order = ", ".join(f"{target:g}" for target in targets), "higher" if rising else "lower"
+        raise RecipeError(
+            f"--pareto: found {found}; expected {kind} targets above {least}, each {order} than the one before"
+        )
 
 
 def spread(begin: float, end: float, number: int) -> list[float]:

@@ -156,6 +156,7 @@ class _Cutter:
             "shape": told,
             "validation_score": summary["validation_score"],
             "epochs": summary["epochs"],
+            "history": summary["history"],
         }
         write_atomic(place / _DONE, json.dumps(report))
         shutil.rmtree(place / "training", ignore_errors=True)

@@ -139,6 +139,14 @@ class Gate(Part):
     )
 
 
+class Report(Part):
+    """What the bundle's `report.html` shows."""
+
+    texts: int = Field(
+        default=20, ge=0, le=20, description="test texts, at most, in each list of mistakes; 0: no text of the data"
+    )
+
+
 class Range(Part):
     """Numbers to search in: whole ones where both ends are."""
 
@@ -185,6 +193,7 @@ class Recipe(Part):
     calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    report: Report = Report()
     tune: Tune | None = None
     price_per_core_hour: float | None = Field(
         default=None, gt=0, description="in any currency; the report then states money per million texts"

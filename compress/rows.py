@@ -34,6 +34,11 @@ class Encoded:
     words: IdArray | None = None
     """(R,) which word of its text a row is; a word that was cut has no row."""
 
+    @property
+    def texts(self) -> IdArray:
+        """(R,) the text that each row is of."""
+        return np.repeat(np.arange(len(self.first) - 1, dtype=np.int64), np.diff(self.first))
+
     def rows_of(self, indices: Sequence[int]) -> IdArray:
         """Return the rows of these texts, text after text."""
         if self.positions is None:

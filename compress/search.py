@@ -49,8 +49,8 @@ class Held:
     subject: Subject
     """The FP32 student."""
 
-    def failures(self, path: Path, *, judge_size: bool = True) -> list[str]:
-        """Return what a candidate breaks of the limits that validation can judge."""
+    def verdict(self, path: Path, *, judge_size: bool = True) -> "Verdict":
+        """Return how good a candidate is, and what it breaks of the limits that validation can judge."""
         subject = Subject(path, self.subject.tokenizer, self.subject.fitted)
         found = answers(self.ruler, path.stem, subject, self.examples)
         drop = None
@@ -72,7 +72,20 @@ class Held:
             latency_ms=None,
         )
         gate = self.gate if judge_size else self.gate.model_copy(update={"max_size_mb": None})
-        return reasons(check_gate(gate, measured))
+        return Verdict(tuple(reasons(check_gate(gate, measured))), self.quality_of(found))
+
+    def quality_of(self, said: Answers) -> float | None:
+        """Return the main metric of answers to the validation split; None without true labels."""
+        return None if said.counts is None else self.ruler.spec.measure(said.counts)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What validation says of a candidate."""
+
+    failures: tuple[str, ...]
+    quality: float | None
+    """The main metric; None without true labels."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class Candidate:
     path: Path
     kept_float: tuple[str, ...]
     failures: tuple[str, ...]
+    quality: float | None = None
+    onnx_bytes: int = 0
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -125,12 +140,15 @@ def write_variants(folder: Path, config: Quantize, held: Held, calibration_texts
     return {
         "method": chosen.method,
         "kept_float": list(chosen.kept_float),
+        "validation": {"teacher": held.quality_of(held.teacher), "student": held.quality_of(held.student)},
         "candidates": [
             {
                 "method": c.method,
                 "kept_float": len(c.kept_float),
                 "failures": list(c.failures),
                 "relative_time": times.get(c.method),
+                "quality": c.quality,
+                "onnx_bytes": c.onnx_bytes,
             }
             for c in candidates
         ],
@@ -166,17 +184,18 @@ def _candidate(folder: Path, method: str, config: Quantize, held: Held, texts: S
     make = quantizer(method, config, source, texts, tokenizer.pad_id, console, folder)
     path = folder / f"{method}.onnx"
     onnx.save(make(onnx.load(source), frozenset()), path)
-    failures, kept = held.failures(path), frozenset[str]()
-    if failures and config.fall_back:
-        console.print(f"  {method}: does not hold on validation: {'; '.join(failures)}", soft_wrap=True, markup=False)
-    if failures and config.fall_back and held.failures(source, judge_size=False):
+    verdict, kept = held.verdict(path), frozenset[str]()
+    if verdict.failures and config.fall_back:
+        told = "; ".join(verdict.failures)
+        console.print(f"  {method}: does not hold on validation: {told}", soft_wrap=True, markup=False)
+    if verdict.failures and config.fall_back and held.verdict(source, judge_size=False).failures:
         console.print("  the FP32 student does not hold either: no matrix is put back in float")
-    elif failures and config.fall_back:
+    elif verdict.failures and config.fall_back:
         found = _fallen_back(folder, make, held)
         if found.holds:  # else all of it would be float to no avail
             onnx.save(found.model, path)
-            kept, failures = found.kept_float, []
-    return Candidate(method, path, tuple(sorted(kept)), tuple(failures))
+            kept, verdict = found.kept_float, held.verdict(path)
+    return Candidate(method, path, tuple(sorted(kept)), verdict.failures, verdict.quality, path.stat().st_size)
 
 
 def _fastest(candidates: Sequence[Candidate], times: Mapping[str, float]) -> Candidate:
@@ -195,7 +214,7 @@ def _fallen_back(folder: Path, make: QuantizeFunction, held: Held) -> FallBack:
     encodings = tokenizer.encode([example.input for example in held.examples[:_SENSITIVITY_TEXTS]])
     with track(held.ruler.console, "measuring sensitivity", len(quantizable_matrices(model))) as advance:
         ranked = measure_sensitivity(model, make, encodings, tokenizer.pad_id, scratch=folder, advance=advance)
-    return fall_back(model, make, ranked, lambda path: not held.failures(path), scratch=folder)
+    return fall_back(model, make, ranked, lambda path: not held.verdict(path).failures, scratch=folder)
 
 
 def _relative_times(candidates: Sequence[Candidate], held: Held) -> dict[str, float]:

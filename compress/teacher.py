@@ -13,7 +13,7 @@ from compress.batches import Batch, TrainingSet, predict_all
 from compress.errors import ModelError
 from compress.examples import Example
 from compress.lora import merge, with_lora
-from compress.losses import distillation_loss, hard_cross_entropy
+from compress.losses import hard_cross_entropy
 from compress.models import (
     check_max_length,
     check_vocabulary_size,
@@ -22,7 +22,8 @@ from compress.models import (
     resolve_model,
     save_tokenizer,
 )
-from compress.recipe_training import OneTeacher
+from compress.recipe_training import Distill, OneTeacher
+from compress.soft_loss import distillation
 from compress.stage import CHECKPOINTS, Run
 from compress.student import check_student
 from compress.tasks import TaskSpec
@@ -103,19 +104,7 @@ def _lessons(run: Run, tokenizer: Tokenizer) -> tuple[TrainingSet, Loss]:
     examples = [*splits.train, *(run.unlabeled[index] for index in known)]
     soft = np.concatenate([np.zeros((len(splits.train), logits.shape[1]), dtype=np.float32), logits[known]])
 
-    def loss(rows: Tensor, batch: Batch) -> Tensor:
-        if batch.teacher_logits is None:
-            raise ModelError("labeled texts need their logits")
-        return distillation_loss(
-            rows,
-            batch.teacher_logits,
-            batch.targets,
-            kind="kl",
-            temperature=1.0,
-            hard_label_weight=1.0,
-            multi_label=spec.multi_label,
-        )
-
+    loss = distillation(Distill(loss="kl", hard_label_weight=1.0), multi_label=spec.multi_label)
     return TrainingSet(spec.encode(tokenizer, examples, splits.labels), soft), loss
 
 

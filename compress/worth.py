@@ -33,11 +33,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     arguments = (task, splits.train, splits.test, splits.labels)
     summary: dict[str, Any] = {}
 
-    def keep(name: str, counts: Counts, size_bytes: int, milliseconds: float | None) -> None:
+    def keep(name: str, counts: Counts, size_bytes: int, milliseconds: float | None, **more: Any) -> None:
         number = len(summary)
         np.savez(folder / f"{number}.npz", **{key: value for key, value in vars(counts).items() if key != "names"})
         score = METRICS[run.spec.metric](counts)
-        summary[name] = {"size_bytes": size_bytes, "milliseconds_per_text": milliseconds, "names": counts.names}
+        facts = {"size_bytes": size_bytes, "milliseconds_per_text": milliseconds, "names": counts.names}
+        summary[name] = facts | more
         run.console.print(f"  {name}: {METRICS[run.spec.metric].name} {score:.4f}", soft_wrap=True)
 
     found = tfidf_predict(*arguments, seed)
@@ -47,8 +48,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     found = static_predict(*arguments, model, source / teacher.TOKENIZER, seed)
     keep(STATIC, _counts(run, found), found.size_bytes, found.latency_ms)
     if run.recipe.target is None:  # else the student has no shape of its own before it is taught
-        counts, size_bytes = _undistilled(run, folder)
-        keep(UNDISTILLED, counts, size_bytes, None)
+        counts, size_bytes, history = _undistilled(run, folder)
+        keep(UNDISTILLED, counts, size_bytes, None, history=history)
     write_atomic(folder / _SUMMARY, json.dumps(summary, indent=2))
     return summary
 
@@ -89,11 +90,11 @@ def _counts(run: Run, found: Predictions) -> Counts:
     return spec.count(splits.test, one_row_each([], targets), np.asarray(found.decisions), splits.labels)
 
 
-def _undistilled(run: Run, folder: Path) -> tuple[Counts, int]:
+def _undistilled(run: Run, folder: Path) -> tuple[Counts, int, list[float]]:
     recipe, splits, spec = run.recipe, run.splits, run.spec
     tokenizer = Tokenizer(run.folder("distill") / distill.TOKENIZER, recipe.data.max_length)
     model = untaught_student(run)
-    train(
+    trained = train(
         model,
         TrainingSet(spec.encode(tokenizer, splits.train, splits.labels)),
         teacher.hard_loss(spec),
@@ -110,4 +111,5 @@ def _undistilled(run: Run, folder: Path) -> tuple[Counts, int]:
     )
     encoded = spec.encode(tokenizer, splits.test, splits.labels)
     decisions = spec.decide(predict_all(model, encoded, tokenizer.pad_id), None)
-    return spec.count(splits.test, encoded, decisions, splits.labels), 4 * teacher.count_parameters(model)
+    counts = spec.count(splits.test, encoded, decisions, splits.labels)
+    return counts, 4 * teacher.count_parameters(model), trained["history"]

@@ -63,10 +63,15 @@ def main() -> None:
         compress(recipe, [*common, *STUDENTS[student], *begins], out, console, force=True)
         kept.mkdir(parents=True, exist_ok=True)
         if student == "6 layers":
-            shutil.copytree(out / "work/distill/model", out / LADDER, dirs_exist_ok=True)
-            shutil.copyfile(out / "work/distill/tokenizer.json", out / LADDER / "tokenizer.json")
+            copy_student(out, out / LADDER)
         for name, source in KEPT.items():  # the manifest last: it says that the student is done
             shutil.copyfile(out / source, kept / name)
+
+
+def copy_student(out: Path, folder: Path) -> None:
+    """Copy the student that a run has taught, its tokenizer beside its weights, so that a recipe can name it."""
+    shutil.copytree(out / "work/distill/model", folder, dirs_exist_ok=True)
+    shutil.copyfile(out / "work/distill/tokenizer.json", folder / "tokenizer.json")
 
 
 if __name__ == "__main__":

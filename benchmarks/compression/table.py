@@ -133,7 +133,7 @@ def quality(out: Path, ruler: Ruler, rows: list[Row], test: list[Example]) -> tu
 def build(
     out: Path, recipe: Any, ruler: Ruler, validation: list[Example], calibration_texts: list[Example]
 ) -> list[Row]:
-    """Return the teacher in three forms and each student in FP32 and in both kinds of INT8."""
+    """Return the teacher in three forms and each student in FP32, in both kinds of INT8, and in the stock one."""
     students = sorted(folder for folder in (out / "students").iterdir() if (folder / "manifest.json").is_file())
     length, first = recipe.data.max_length, students[0]
     tokenizer = Tokenizer(first / "teacher.tokenizer.json", length)
@@ -146,11 +146,7 @@ def build(
     fold_biases(graph)
     slice_positions(graph)
     onnx.save(quantize_model(graph.finish(), Quantize())[0], exact)
-    # what optimum's AutoQuantizationConfig.avx512_vnni(is_static=False) hands to ONNX Runtime
-    options = {"WeightSymmetric": True, "ActivationSymmetric": False}
-    quantize_dynamic(
-        first / "teacher.onnx", stock, per_channel=True, weight_type=QuantType.QInt8, extra_options=options
-    )
+    quantize_as_optimum_does(first / "teacher.onnx", stock)
     fp32 = "teacher FP32, as exported"
     rows = [
         Row(fp32, Subject(first / "teacher.onnx", tokenizer, fitted), fp32),
@@ -161,8 +157,10 @@ def build(
         own, name = Tokenizer(folder / "student.tokenizer.json", length), folder.name.replace("layers", " layers")
         of_student = _fitted(folder, "student")
         reference = f"{name} FP32"
+        quantize_as_optimum_does(folder / "student.onnx", folder / "stock.onnx")
         rows += [
             Row(reference, Subject(folder / "student.onnx", own, of_student), reference),
+            Row(f"{name}, stock dynamic INT8", _refitted(folder / "stock.onnx", own, ruler, validation), reference),
             Row(f"{name} INT8, per token", Subject(folder / "per-token.onnx", own, of_student), reference),
             Row(f"{name} INT8, static", Subject(folder / "static.onnx", own, of_student), reference),
         ]
@@ -172,6 +170,12 @@ def build(
             make = quantizer(method, Quantize(), *arguments)
             onnx.save(make(onnx.load(folder / "student.onnx"), frozenset()), folder / f"{method}.onnx")
     return rows
+
+
+def quantize_as_optimum_does(source: Path, target: Path) -> None:
+    """Write what optimum's AutoQuantizationConfig.avx512_vnni(is_static=False) makes of a model."""
+    options = {"WeightSymmetric": True, "ActivationSymmetric": False}
+    quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
 
 
 def qualities(ruler: Ruler, row: Row, teacher: str, found: dict[str, Answers], test: list[Example]) -> list[str]:

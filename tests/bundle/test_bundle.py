@@ -73,6 +73,18 @@ def test_flipped_byte_in_any_file(tiny_bundle: Bundle, name: str) -> None:
         open_bundle(tiny_bundle.folder)
 
 
+def test_a_report_may_be_missing_and_is_verified_where_it_is_there(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Bundles that were made before there were reports are opened as they are."""
+    files = {name: tiny_bundle.path(name) for name in tiny_bundle.manifest.files}
+    assert LAYOUT.report not in files
+    open_bundle(tiny_bundle.folder)
+    bundle = write_bundle(tmp_path / "with", tiny_manifest(), files | {LAYOUT.report: b"<!doctype html>"})
+    open_bundle(bundle.folder)
+    bundle.path("report.html").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(errors.HashMismatchError, match=r"report\.html"):
+        open_bundle(bundle.folder)
+
+
 @pytest.mark.parametrize("version", [2, 0, "1", None, True, 1.0])
 def test_unknown_format_version(tiny_bundle: Bundle, version: object) -> None:
     reseal(tiny_bundle.folder, lambda document: document.update(format_version=version))

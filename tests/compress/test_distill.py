@@ -60,7 +60,16 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+ALWAYS = ("mse", "all of them", "narrower, with a projection", "quantization-aware")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[] if name in ALWAYS else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_every_option_teaches(finished: Callable[[str], Finished], tmp_path: Path, options: list[str]) -> None:
     """The student comes nearer to its teacher and answers well above chance."""
     run, summary = distilled(finished("single-label"), tmp_path, *options)
@@ -82,6 +91,7 @@ def test_every_option_teaches(finished: Callable[[str], Finished], tmp_path: Pat
     assert abs(validate(student) - best) <= 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [Task.MULTI_LABEL, Task.PAIR, Task.TOKEN_CLASSIFICATION])
 @pytest.mark.parametrize(
     "options",

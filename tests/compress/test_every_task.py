@@ -18,9 +18,10 @@ from service.engine.tokenization import Tokenizer
 from service.golden import verify_variant
 from tests.bundle.test_bundle import reseal
 from tests.support.command import limbeck
+from tests.support.html import Page
 from tests.support.reference import Served
 from tests.support.rows import read_lines, write_lines
-from tests.support.runs import Finished
+from tests.support.runs import STAGES, Finished
 
 METRIC = {
     Task.SINGLE_LABEL: "accuracy",
@@ -188,6 +189,48 @@ def test_baselines_are_measured_and_the_verdict_is_printed(made: Finished, task:
     beaten = all(baseline.student_gain.low > 0 for baseline in manifest.baselines)
     assert ("The student clearly beats every baseline" in made.printed) == beaten
     assert ("NOT worth its latency" in made.printed) == (not beaten)
+
+
+def test_the_report_tells_of_all_that_the_run_did(made: Finished, task: Task) -> None:
+    manifest, text = made.bundle.manifest, made.bundle.path("report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.problems == []
+    assert [row[0] for row in page.tables["Stages"][1:]] == [
+        "teacher FP32",
+        "student FP32",
+        "student INT8",
+        "student FP16",
+    ]
+    assert [row[0] for row in page.tables["Cheap models on the same test split"][1:]] == [
+        baseline.name for baseline in manifest.baselines
+    ]
+    assert [row[0] for row in page.tables["How long it took"][1:]] == list(STAGES[:-1])
+    assert [row[:2] for row in page.tables["Data"][1:]] == [
+        [name, str(split.rows)] for name, split in manifest.lineage.data.items()
+    ]
+    for name in ("teacher", "student", "the student without distillation"):  # the legend of the training curves
+        assert re.search(rf"<text[^>]*>{name}</text>", text)
+    (method,) = page.tables["Tried on the validation split"][1:]
+    assert (method[0], method[-1]) == ("per-token", "holds the gate (chosen)")
+
+
+def test_the_report_has_the_mistakes_of_the_served_files(made: Finished, task: Task) -> None:
+    """Counted from onnxruntime's answers; teacher and student read the same words, so that none is left out."""
+    served = Served(made.bundle.folder, "int8")
+    pairs = [(row, served.answer(row)) for row in made.rows("test")]
+    if task is Task.TOKEN_CLASSIFICATION:
+        read = [len({word for word in served.logits(row["tokens"])[1] if word is not None}) for row, _ in pairs]
+        wrong = sum(
+            tag != guess
+            for (row, found), count in zip(pairs, read, strict=True)
+            for tag, guess in list(zip(row["tags"], found, strict=True))[:count]
+        )
+        told = f"{wrong} of {sum(read)} words are wrong"
+    else:
+        wrong = sum(found != (set(row["labels"]) if "labels" in row else row["label"]) for row, found in pairs)
+        told = f"{wrong} of {len(pairs)} texts are wrong"
+    page = Page(made.bundle.path("report.html").read_text(encoding="utf-8"))
+    assert (told if wrong else told.replace("0 of", "None of", 1)) in page.text
 
 
 def test_what_is_printed_fits_80_columns(made: Finished, task: Task) -> None:

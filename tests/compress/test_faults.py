@@ -38,16 +38,20 @@ def run(recipe: Path, out: Path, *overrides: str, setup: Callable[[], None] | No
         (["distil.epochs=1"], ["distil: unknown key; did you mean 'distill'?"]),
         (["data.folder=nowhere"], ["nowhere: no such folder"]),
         (["teacher.model=package:not_there_at_all"], ["is not installed: pip install"]),
-        (["teacher.model=./nowhere"], ["./nowhere: no such folder"]),
+        pytest.param(["teacher.model=./nowhere"], ["./nowhere: no such folder"], marks=pytest.mark.slow),
         (["data.max_length=200"], ["takes at most 40 tokens"]),
         (["student.layers=9"], ["student.layers: found 9, but the model has 2 layers"]),
         (["data.columns.label=class"], ["train.jsonl:1: no column 'class'; found text, label"]),
-        (["task=multi-label"], ["train.jsonl:1: no column 'labels'"]),
-        (["task=pair"], ["train.jsonl:1: no column 'text_pair'"]),
-        (["task=token-classification"], ["train.jsonl:1: no column 'tokens'"]),
-        (["data.min_rows_per_label=1000"], ["expected at least 1000"]),
-        (["data.columns.slice=town"], ["train.jsonl:1: no column 'town'"]),
-        (["data.columns.slice=text"], ["column 'text' has", "slices need a column of at most 50"]),
+        pytest.param(["task=multi-label"], ["train.jsonl:1: no column 'labels'"], marks=pytest.mark.slow),
+        pytest.param(["task=pair"], ["train.jsonl:1: no column 'text_pair'"], marks=pytest.mark.slow),
+        pytest.param(["task=token-classification"], ["train.jsonl:1: no column 'tokens'"], marks=pytest.mark.slow),
+        pytest.param(["data.min_rows_per_label=1000"], ["expected at least 1000"], marks=pytest.mark.slow),
+        pytest.param(["data.columns.slice=town"], ["train.jsonl:1: no column 'town'"], marks=pytest.mark.slow),
+        pytest.param(
+            ["data.columns.slice=text"],
+            ["column 'text' has", "slices need a column of at most 50"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
@@ -93,10 +97,12 @@ def _half_a_line(folder: Path) -> None:
     ("change", "part"),
     [
         (_remove, "no validation file; expected validation with one of .jsonl, .csv, .parquet"),
-        (_empty, "test.jsonl: no rows"),
-        (_one_class, "train has the label positive only; expected at least two labels"),
+        pytest.param(_empty, "test.jsonl: no rows", marks=pytest.mark.slow),
+        pytest.param(
+            _one_class, "train has the label positive only; expected at least two labels", marks=pytest.mark.slow
+        ),
         (_other_labels, "test.jsonl:5: label 'neutral' is not among the training labels ['negative', 'positive']"),
-        (_half_a_line, "train.jsonl:240: not JSON"),
+        pytest.param(_half_a_line, "train.jsonl:240: not JSON", marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -166,7 +172,12 @@ def mounts() -> None:
         pytest.skip("needs mounts in a user namespace: unshare -rm")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+FIRST_AND_LAST = (STAGES[0], STAGES[-1])
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage in FIRST_AND_LAST else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
     finished: Callable[[str], Finished], mounts: None, tmp_path: Path, stage: str
 ) -> None:
@@ -186,6 +197,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
         assert f"work/{before}/stage.json" in left
 
 
+@pytest.mark.slow
 def test_no_place_for_the_weights_of_a_teacher(
     finished: Callable[[str], Finished], mounts: None, tmp_path: Path
 ) -> None:
@@ -198,6 +210,7 @@ def test_no_place_for_the_weights_of_a_teacher(
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_there_is_place_again(finished: Callable[[str], Finished], tmp_path: Path) -> None:
     """The disk is full in the middle of the bundle: the next run makes it, of the same models."""
     done = finished("single-label")

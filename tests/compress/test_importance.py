@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bundle import Task
 from compress.anatomy import Anatomy, anatomy_of
 from compress.batches import Batch, TrainingSet, make_batch, rows_of
-from compress.distill import distillation
 from compress.importance import Importance, measure_importance
 from compress.recipe_training import Distill
 from compress.rows import Encoded, one_row_each
+from compress.soft_loss import distillation
 from service.engine.tokenization import Encoding
 from tests.support.models import FAMILIES, VOCABULARY, tiny_classifier
 

@@ -150,6 +150,7 @@ def test_a_teacher_that_is_fine_tuned_learns_from_it(single: Finished, tmp_path:
     assert summary["validation_score"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_whole_run_never_tells_the_key(tmp_path: Path) -> None:
     """Not on the terminal, not in the bundle, not in any file of the run; the report has cost and counts."""
     recipe = write_tiny_recipe(tmp_path, evaluate={"baselines": False}, price_per_core_hour=0.05)
@@ -207,7 +208,12 @@ def test_a_run_that_is_stopped_pays_for_nothing_twice(tmp_path: Path, number: si
     [
         ({}, None, "the environment variable LABEL_KEY, which teacher.llm.api_key_env names, holds no key"),
         ({"answers": {"neutral": "x"}}, with_key, "teacher.llm.answers: no label 'neutral'; expected some of negative"),
-        ({"answers": {"negative": "Positive!"}}, with_key, "reads like 'Positive!' without case and the marks"),
+        pytest.param(
+            {"answers": {"negative": "Positive!"}},
+            with_key,
+            "reads like 'Positive!' without case and the marks",
+            marks=pytest.mark.slow,
+        ),
         ({"prompt": "Say banana: {text}"}, with_key, "none of the texts got a label"),
     ],
 )
@@ -236,6 +242,7 @@ def test_no_unlabeled_texts_is_told_at_once(tmp_path: Path) -> None:
     assert not server.bodies
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_dies_is_one_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
     recipe = write_tiny_recipe(tmp_path, evaluate={"baselines": False})
 

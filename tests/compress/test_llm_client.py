@@ -177,6 +177,25 @@ def test_nothing_is_asked_for_twice(tmp_path: Path) -> None:
     assert all(again[prompt].tolist() == first[0][prompt].tolist() for prompt in PROMPTS[:25])
 
 
+def test_what_is_under_way_when_the_key_is_refused_is_not_paid_for_twice(tmp_path: Path) -> None:
+    def rule(body: Body, number: int) -> Answer:
+        if text_of(body) == TEXTS[3]:
+            return error(401, "the key was withdrawn")
+        time.sleep(2)  # whoever is under way then waits for its answer
+        return with_logprobs(body, number)
+
+    with serving(rule) as server:
+        settings = config(server, concurrency=8)
+        with pytest.raises(LlmError, match="refused"):
+            label(settings, tmp_path)
+        assert len(server.bodies) < len(PROMPTS)  # nothing more was sent
+        server.rule = with_logprobs
+        found, tally, _ = label(settings, tmp_path)
+        assert set(server.asked().values()) == {1}
+    assert len(found) == len(PROMPTS)
+    assert tally.kept_before == 8  # the one that chose the method, and seven beside the refused one
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     with serving(scripted(error(status, "later"), error(status, "later"))) as server:

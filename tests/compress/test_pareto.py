@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bundle import open_bundle
-from compress.pareto import Point, dominated, spread
+from compress.errors import RecipeError
+from compress.pareto import Point, check_order, dominated, spread
 from tests.support.command import limbeck, started
 from tests.support.pruned import STAGES, finish_pruned, summary, write_pruned_recipe
 
@@ -17,6 +18,25 @@ def test_targets_are_equal_ratios_apart_and_end_where_they_should() -> None:
     assert spread(2, 32, 4) == [4, 8, 16, 32]
     assert spread(40, 5, 3) == [20, 10, 5]
     assert spread(2.5, 7.77, 2) == [4.41, 7.77]
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind"), [([12, 25], "speedup"), ([21.5, 10.7], "size_mb"), ([2, 1, 0.5], "latency_ms")]
+)
+def test_targets_that_are_given_get_stronger(targets: list[float], kind: str) -> None:
+    check_order(targets, kind)
+    with pytest.raises(RecipeError, match=f"expected {kind} targets above [01], each"):
+        check_order(targets[::-1], kind)
+    for wrong in ([targets[0], targets[0]], [0, *targets], [*targets, float("inf")], [float("nan")]):
+        with pytest.raises(RecipeError):
+            check_order(wrong, kind)
+
+
+@pytest.mark.parametrize("given", ["1", "many", "2;3", "3,x"])
+def test_what_is_neither_a_number_nor_targets_is_refused(given: str, tmp_path: Path) -> None:
+    result = limbeck("compress", tmp_path / "recipe.yaml", "--pareto", given)
+    assert result.returncode == 2
+    assert repr(given) in result.stderr.replace("\n", "")
 
 
 def point(quality: float, milliseconds: float) -> Point:

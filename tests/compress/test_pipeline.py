@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bundle import Bundle, open_bundle
-from compress import pipeline
+from compress import stage_inputs
 from compress.stage import fingerprint
 from tests.support.command import Result, limbeck, started
 from tests.support.runs import STAGES, Finished, reopened
@@ -60,6 +60,7 @@ def test_the_run_makes_a_bundle_that_verifies(single: Finished) -> None:
 def test_the_card_and_inspect_show_what_the_manifest_says(single: Finished) -> None:
     card = (single.out / "bundle" / "README.md").read_text()
     shown = limbeck("inspect", single.out / "bundle").stdout
+    assert f"report: {single.out / 'bundle' / 'report.html'}" in shown
     manifest = json.loads(limbeck("inspect", single.out / "bundle", "--json").stdout)
     assert manifest == json.loads((single.out / "bundle" / "manifest.json").read_text())
     for text in (card, shown):
@@ -81,11 +82,11 @@ def test_nothing_runs_again_without_a_reason(single: Finished) -> None:
 @pytest.mark.parametrize(
     ("override", "earlier"),
     [
-        ("gate.min_slice_texts=3", STAGES[:5]),
+        pytest.param("gate.min_slice_texts=3", STAGES[:5], marks=pytest.mark.slow),
         ("calibrate.temperature=false", STAGES[:4]),
-        ("evaluate.golden_inputs=3", STAGES[:5]),
+        pytest.param("evaluate.golden_inputs=3", STAGES[:5], marks=pytest.mark.slow),
         ("version=2", STAGES[:8]),
-        ("distill.checkpoint_seconds=3", STAGES[:8]),
+        pytest.param("distill.checkpoint_seconds=3", STAGES[:8], marks=pytest.mark.slow),
     ],
 )
 def test_a_change_runs_what_reads_it_and_nothing_before(
@@ -200,7 +201,7 @@ def test_a_run_without_baselines(single: Finished, tmp_path: Path) -> None:
 
 def marks_of_distill(single: Finished, folder: Path, *overrides: str) -> str:
     run = reopened(single, folder, ("teacher", "targets"), overrides)
-    return fingerprint(pipeline._read_by_distill(run))
+    return fingerprint(stage_inputs.read_by_distill(run))
 
 
 def test_the_rounding_is_read_by_training_only_where_it_is_aware_of_it(single: Finished, tmp_path: Path) -> None:
@@ -215,5 +216,5 @@ def test_other_values_of_the_slices_are_measured_again(single: Finished, tmp_pat
         run = reopened(single, tmp_path / value, overrides=["data.columns.slice=label"])
         for example in run.splits.test:
             object.__setattr__(example, "slice", value)
-        marks.append(fingerprint(pipeline._read_by_evaluate(run)))
+        marks.append(fingerprint(stage_inputs.read_by_evaluate(run)))
     assert marks[0] != marks[1]

@@ -128,6 +128,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on(pruned: Finished, tmp_path: Pa
     assert hashes(out) == hashes(pruned.out)
 
 
+@pytest.mark.slow
 def test_another_target_prunes_anew_and_trains_no_teacher(pruned: Finished, tmp_path: Path) -> None:
     shutil.copytree(pruned.out, tmp_path / "out")
     result = limbeck("compress", pruned.recipe, "--out", tmp_path / "out", "--set", "target={size_mb: 0.145}")
@@ -136,6 +137,7 @@ def test_another_target_prunes_anew_and_trains_no_teacher(pruned: Finished, tmp_
     assert earlier == [*STAGES[:4], "baselines"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["pair", "token-classification"])
 def test_other_tasks(task: str, tmp_path: Path) -> None:
     words: dict[str, Any] = {"vocabulary": None} if task == "token-classification" else {}
@@ -238,12 +240,14 @@ def test_a_target_out_of_reach_says_how_near_it_came(
         prune.run(run, stage_folder(run, "prune"))
 
 
+@pytest.mark.slow
 def test_a_size_out_of_reach_is_one_message(pruned: Finished, tmp_path: Path) -> None:
     shutil.copytree(pruned.out / "work", tmp_path / "out/work")
     result = run(pruned.recipe, tmp_path / "out", "target.size_mb=0.01")
     assert_one_message(result, "target.size_mb: found 0.01; the smallest student", "MB; ask for less")
 
 
+@pytest.mark.slow
 def test_a_real_clock_gives_a_student_and_a_verdict(pruned: Finished, tmp_path: Path) -> None:
     """Whatever this machine is busy with: what is stated holds together."""
     shutil.copytree(pruned.out / "work", tmp_path / "out/work")
@@ -259,6 +263,7 @@ def test_a_real_clock_gives_a_student_and_a_verdict(pruned: Finished, tmp_path: 
     assert target_line(outcome) in result.stdout.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_family_that_cannot_be_pruned_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     recipe = write_tiny_recipe(tmp_path, target={"speedup": 2})
     config = transformers.AlbertConfig(
@@ -329,7 +334,9 @@ def test_shapes_that_cost_the_same_are_measured_once() -> None:
     assert shape_key(tiny_classifier("mpnet", layers=2)) == shape_key(tiny_classifier("distilbert", layers=2))
 
 
-@pytest.mark.parametrize(("stage", "free_pages"), [("vocabulary", 30), ("prune", 50)])
+@pytest.mark.parametrize(
+    ("stage", "free_pages"), [pytest.param("vocabulary", 30, marks=pytest.mark.slow), ("prune", 50)]
+)
 def test_a_full_disk_is_one_message(pruned: Finished, tmp_path: Path, stage: str, free_pages: int) -> None:
     if not can_mount():
         pytest.skip("needs mounts in a user namespace: unshare -rm")

@@ -4,7 +4,7 @@ import pytest
 
 from bundle import Manifest
 from bundle.manifest import Interval, Latency, LatencyByBatch, Lineage, StageMetrics
-from compress.report import model_card
+from compress.model_card import model_card
 from compress.savings import cost_per_million_texts, savings_line, savings_rows, texts_per_core_second
 from tests.support.bundles import tiny_manifest
 

@@ -20,7 +20,7 @@ from compress.graph import Graph
 from compress.measure import Subject, answers, ruler_of
 from compress.quantize import quantizable_matrices
 from compress.recipe import Gate, Quantize
-from compress.search import HALF_MODEL, MODEL, Candidate, Held, write_variants
+from compress.search import HALF_MODEL, MODEL, Candidate, Held, Verdict, write_variants
 from compress.stage import Run
 from service.engine.session import Session
 from service.engine.tokenization import Tokenizer, pad
@@ -89,14 +89,24 @@ def test_a_candidate_that_fails_gets_its_most_sensitive_matrices_back_in_float(
 
     found = write_variants(plain, Quantize(candidates=("per-token",), fall_back=False, fp16=False), held, texts)
     assert found["kept_float"] == []
-    assert "decisions flipped" in found["candidates"][0]["failures"][0]
+    (tried,) = found["candidates"]
+    assert "decisions flipped" in tried["failures"][0]
     assert float_matrices(plain / MODEL) == set()
+
+    def accuracy(path: Path) -> float:
+        labels = np.array(held.ruler.labels)[decisions(path, held)]
+        return float(np.mean(labels == [example.target for example in held.examples]))
+
+    assert tried["quality"] == pytest.approx(accuracy(plain / MODEL))
+    assert found["validation"]["student"] == pytest.approx(accuracy(held.subject.path))
+    assert tried["onnx_bytes"] == (plain / MODEL).stat().st_size
 
     allowed = flipped(plain) / 2
     assert allowed > 0
     held = dataclasses.replace(held, gate=Gate(max_quality_drop=1.0, max_label_flips=allowed))
     found = write_variants(mended, Quantize(candidates=("per-token",), fp16=False), held, texts)
     assert found["candidates"][0]["failures"] == []
+    assert found["candidates"][0]["quality"] == pytest.approx(accuracy(mended / MODEL))
     assert flipped(mended) <= allowed
     everything = quantizable_matrices(onnx.load(held.subject.path))
     assert 0 < len(found["kept_float"]) < len(everything)
@@ -119,7 +129,9 @@ def test_what_floats_cannot_mend_stays_int8(
 ) -> None:
     held, texts = unsure
     source = held.subject.path
-    monkeypatch.setattr(Held, "failures", lambda self, path, **_: [] if path == source else ["too warm"])
+    monkeypatch.setattr(
+        Held, "verdict", lambda self, path, **_: Verdict(() if path == source else ("too warm",), quality=None)
+    )
     found = write_variants(tmp_path, Quantize(candidates=("per-token",)), held, texts)
     assert (found["kept_float"], found["candidates"][0]["failures"]) == ([], ["too warm"])
     assert float_matrices(tmp_path / MODEL) == set()
