@@ -4,18 +4,32 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
-from service.api import admin, guardrails, native, openinference, operations, tag, tei, vllm
+from service.api import (
+    admin,
+    docs,
+    explain,
+    guardrails,
+    native,
+    openinference,
+    operations,
+    playground,
+    rollouts,
+    tag,
+    tei,
+    vllm,
+)
 from service.api.classify import Classifier
 from service.api.failures import Failures
 from service.api.fast_path import FastPath
 from service.board import Seat, State
+from service.connections import Connections
 from service.engine.session_options import CPU
 from service.errors import StartupError
 from service.folders import bundle_name, find_bundles
@@ -25,10 +39,14 @@ from service.lifecycle import Lifecycle
 from service.limits import BodyLimitMiddleware
 from service.metrics import Metrics
 from service.model import Model, load_model
+from service.ports import CorsMiddleware, PortsMiddleware
 from service.registry import Registry
 from service.request_log import RequestLog
+from service.security_headers import SecurityHeadersMiddleware
 from service.settings import AUTO, Settings
-from service.tei_metrics import registry_with_aliases
+from service.tei_metrics import TeiMetrics
+from service.trials import Trials
+from service.wishes import WishFolder
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -52,11 +70,13 @@ def create_app(
     metrics = Metrics(seat.board, seat.slot)
     registry = Registry(settings.default_model)
     keyring = None if settings.keys_file is None else Keyring(settings.keys_file, seat.board.workers)
+    trials = Trials(registry, metrics, None if seat.folder is None else WishFolder(seat.folder, seat.slot))
     lifecycle = Lifecycle(
         registry,
         settings,
         metrics,
         seat,
+        trials,
         check=lambda model: _check_device(model, settings.workers),
         often=lambda: _read_again(keyring),
     )
@@ -66,13 +86,14 @@ def create_app(
         if registry.draining:
             return
         try:
+            trials.follow()
             registry.publish(models, some=bool(lifecycle.unloaded))
         except StartupError as error:
             fail(error)
             return
         for model in models:
             model.start(settings, metrics)
-        tasks.add(asyncio.create_task(lifecycle.run()))
+        tasks.update(asyncio.create_task(follow) for follow in (lifecycle.run(), trials.run()))
         metrics.refresh()  # other workers may be asked for them in the next moment
         seat.report(State.READY)
         log.info("ready: %s", ", ".join(registry.names()))
@@ -104,33 +125,47 @@ def create_app(
         description="Text classification from Limbeck bundles.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # `service.api.docs` has them, without a CDN
+        redoc_url=None,
     )
     app.state.registry, app.state.lifecycle = registry, lifecycle
     classifier = Classifier(settings)
     failures = Failures(
         metrics, [tei.DIALECT, openinference.DIALECT, vllm.DIALECT, guardrails.V1, guardrails.DETECTORS]
     )
-    shown = registry_with_aliases(metrics) if settings.tei_metrics else metrics.registry
+    if settings.tei_metrics:
+        metrics.registry.register(TeiMetrics(metrics.instruments))
     routers = {
         "native": [native.router(registry, classifier), tag.router(registry, classifier)],
         "tei": [tei.router(registry, classifier, settings)],
         "v2": [openinference.router(registry, classifier, settings, metrics, lifecycle)],
         "vllm": [vllm.router(registry, classifier)],
         "guardrails": [guardrails.router(registry, classifier)],
-        "operations": [operations.router(registry, shown, seat.board)],
+        "operations": [operations.router(registry, metrics.registry, seat.board), docs.router(app.title)],
     }
-    if settings.admin:
-        routers["operations"].append(admin.router(registry, lifecycle))
+    for kind, router in _optional_routers(settings, registry, classifier, lifecycle, trials):
+        routers[kind].append(router)
     dialects = _include(app, routers, secured=keyring is not None)
     request_log = RequestLog(settings.log_texts) if settings.request_log else None
     journal = Journal(metrics, dialects, keyring, request_log, _tracing(settings))
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
-    failures.install(app)
-    app.add_middleware(JournalMiddleware, journal=journal, failures=failures)  # outermost: it sees every status
-    app.state.fast_path = FastPath(  # for `service.protocol`
-        registry, classifier, failures, journal, settings.max_body_bytes
-    )
+    _wrap(app, settings, journal, failures)
+    # for `service.protocol`
+    app.state.fast_path = FastPath(registry, classifier, failures, journal, settings)
+    app.state.connections = Connections(settings)
     return app
+
+
+def _optional_routers(
+    settings: Settings, registry: Registry, classifier: Classifier, lifecycle: Lifecycle, trials: Trials
+) -> Iterator[tuple[str, APIRouter]]:
+    """Yield the routes that settings turn on, with their kind."""
+    if settings.explain:
+        yield "native", explain.router(registry, classifier, settings)
+    if settings.playground:
+        yield "operations", playground.router(registry, classifier, settings)
+    if settings.admin:
+        yield "operations", admin.router(registry, lifecycle)
+        yield "operations", rollouts.router(lifecycle, trials)
 
 
 def _include(app: FastAPI, routers: Mapping[str, Sequence[APIRouter]], *, secured: bool) -> dict[str, str]:
@@ -142,6 +177,24 @@ def _include(app: FastAPI, routers: Mapping[str, Sequence[APIRouter]], *, secure
             app.include_router(router, dependencies=documented)
             dialects |= {route.path: dialect for route in router.routes if isinstance(route, APIRoute)}
     return dialects
+
+
+def _wrap(app: FastAPI, settings: Settings, journal: Journal, failures: Failures) -> None:
+    """Give `app` what every request passes, from the inside out."""
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    if settings.operations_port is not None:
+        app.add_middleware(PortsMiddleware, operations_port=settings.operations_port)
+    failures.install(app)
+    app.add_middleware(JournalMiddleware, journal=journal, failures=failures)  # it sees every status
+    if settings.cors_origins:  # outside of the journal: a preflight has no key
+        app.add_middleware(
+            CorsMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
+    app.add_middleware(SecurityHeadersMiddleware)  # outermost: every answer has them
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

@@ -3,15 +3,22 @@
 Exception
 ├── StartupError                 the service cannot start; the process logs one line and exits with 1
 └── ServiceError                 answered as {"error": {"code", "message", "field"?}}
+    ├── ConnectionEndingError    the request is not read to its end, the connection is closed
+    │   ├── BadRequestError      400  the bytes are no HTTP/1.1 request
+    │   ├── RequestTimeoutError  408  head or body took too long to come
+    │   ├── TargetTooLongError   414  a longer path and query than any of ours
+    │   └── HeadTooLargeError    431  more bytes than max_header_bytes, or more headers than max_headers
     ├── InvalidInputError        422  which field, what was found, what was expected
     │   └── NoInputsError        422  a request without a single input
     ├── UnauthorizedError        401  no key, or none that is known
     ├── ForbiddenError           403  the key does not allow that
     ├── UnknownModelError        404  no such model or version
+    ├── UnknownRolloutError      404  no rollout of that model
     ├── UnknownPathError         404  no such path
     ├── MethodError              405  the path exists, the method does not
     ├── BodyTooLargeError        413  more bytes than max_body_bytes
     ├── LoadError                409  a bundle cannot be taken into service; what was served goes on
+    ├── RolloutError             409  a rollout cannot be stated, promoted or ended so
     ├── ContentTypeError         415  the body is not declared as JSON
     ├── ClientGoneError          499  nobody is left to answer; seen in metrics only
     ├── DeadlineError            504  the request's deadline passed before it was run
@@ -20,6 +27,8 @@ Exception
     └── UnavailableError         come back later: Retry-After is always set
         ├── QueueFullError       429  a bound of the queue is reached
         ├── RateLimitedError     429  the key's quota is used up
+        ├── TooManyConnectionsError  503  max_connections are open already
+        ├── ExplainBusyError     429  as many explanations run as may
         ├── NotReadyError        503  models are loading, or a model's worker died
         └── DrainingError        503  the service is shutting down
 
@@ -59,6 +68,42 @@ class ServiceError(Exception):
     def headers(self) -> dict[str, str]:
         """Return the headers that go with the status."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+class ConnectionEndingError(ServiceError):
+    """The request is not read to its end, so that nothing can come behind it."""
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with the status."""
+        return super().headers() | {"Connection": "close"}
+
+
+class BadRequestError(ConnectionEndingError):
+    """The bytes are no HTTP/1.1 request."""
+
+    status = 400
+    code = "bad_request"
+
+
+class RequestTimeoutError(ConnectionEndingError):
+    """The client takes too long to send its request."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class TargetTooLongError(ConnectionEndingError):
+    """The request's path and query are longer than any of ours."""
+
+    status = 414
+    code = "target_too_long"
+
+
+class HeadTooLargeError(ConnectionEndingError):
+    """The request's head has more bytes, or more headers, than the service reads."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class InvalidInputError(ServiceError):
@@ -103,6 +148,13 @@ class UnknownModelError(ServiceError):
     code = "unknown_model"
 
 
+class UnknownRolloutError(ServiceError):
+    """No rollout of that model is stated."""
+
+    status = 404
+    code = "unknown_rollout"
+
+
 class UnknownPathError(ServiceError):
     """No route has that path."""
 
@@ -129,6 +181,16 @@ class LoadError(ServiceError):
 
     status = 409
     code = "load_failed"
+
+
+class RolloutError(ServiceError):
+    """A rollout cannot be stated, promoted or ended as the models are now; the message names the field."""
+
+    status = 409
+    code = "rollout_conflict"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}", field=field)
 
 
 class ContentTypeError(ServiceError):
@@ -189,6 +251,23 @@ class RateLimitedError(UnavailableError):
 
     status = 429
     code = "rate_limited"
+
+
+class TooManyConnectionsError(UnavailableError):
+    """As many connections are open as there may be."""
+
+    code = "too_many_connections"
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with the status."""
+        return super().headers() | {"Connection": "close"}
+
+
+class ExplainBusyError(UnavailableError):
+    """As many explanations run as may at once; classification goes on."""
+
+    status = 429
+    code = "explain_busy"
 
 
 class NotReadyError(UnavailableError):

@@ -179,6 +179,7 @@ class Instruments(Collector):
         self._board = board
         self._slot = slot
         self._page = board.page(slot)
+        self._places: dict[tuple[int, Key], int] = {}  # of slots and rows, where one begins; none ever moves
         self._families: dict[str, CounterFamily | GaugeFamily | HistogramFamily] = {}
 
     def counter(self, name: str, text: str, *labels: str) -> CounterFamily:
@@ -202,6 +203,20 @@ class Instruments(Collector):
             if isinstance(family, GaugeFamily):
                 for gauge in family.children.values():
                     gauge.refresh()
+
+    def total(self, *key: str) -> float:
+        """Return what a counter, by its name and labels, has come to in all workers, those that died included."""
+        found = 0.0
+        for slot in range(self._board.workers):
+            page = self._board.page(slot)
+            place = self._places.get((slot, key))
+            if place is None:
+                row = page.rows().get(key)
+                if row is None:
+                    continue
+                place = self._places[slot, key] = row.start
+            found += page.numbers[place]
+        return found
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family with the numbers of all processes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.failures import Failures
-from service.api.names import AUTHORIZATION, REQUEST_ID, TRACEPARENT
+from service.api.names import AUTHORIZATION, REQUEST_ID, TIMING_HEADER, TRACEPARENT
 from service.errors import ServiceError, UnauthorizedError
 from service.keys import Keyring, secret_of
 from service.metrics import Metrics
@@ -19,7 +19,8 @@ from service.visits import VISIT, Visit
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
-_OPEN = re.compile(r"/(health(/.*)?|ping|v2/health/.*|metrics|docs(/.*)?|redoc|openapi\.json)")
+_OPEN = re.compile(r"/(health(/.*)?|ping|v2/health/.*|metrics|docs(/.*)?|redoc|openapi\.json|playground(/static/.*)?)")
+_TIMING = TIMING_HEADER.encode()
 _GOOD_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _GONE = 499
 
@@ -74,10 +75,13 @@ class Journal:
 
     def close(self, visit: Visit, method: str, status: int) -> None:
         """Count and tell of a request that was answered."""
-        took_s = time.monotonic() - visit.arrived_s
+        now_s = time.monotonic()
+        took_s = now_s - visit.arrived_s
         visit.release()
         visit.dialect = visit.dialect or self._dialects.get(visit.route, "")
-        self._metrics.answered(visit, status, took_s)
+        self._metrics.answered(visit, status, now_s)
+        if visit.trial is not None:
+            visit.trial.answered(visit, status)
         if visit.caller is not None:
             visit.caller.quota.take_tokens(visit.tokens)
         if self._log is not None:
@@ -94,10 +98,7 @@ class Journal:
 
 
 class JournalMiddleware:
-    """Makes a visit of each HTTP request that goes through the framework, and answers those whose key lets nobody in.
-
-    Routes find in `request.state.arrived_s` when the request came.
-    """
+    """Makes a visit of each HTTP request that goes through the framework; answers those whose key lets nobody in."""
 
     def __init__(self, app: ASGIApp, journal: Journal, failures: Failures) -> None:
         self.app = app
@@ -112,13 +113,14 @@ class JournalMiddleware:
         status = _GONE  # stays when nobody was left to answer
         headers = scope["headers"]
         visit = self._journal.open(time.monotonic(), _header(headers, REQUEST_ID), _header(headers, TRACEPARENT))
-        scope.setdefault("state", {})["arrived_s"] = visit.arrived_s
 
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *self._journal.headers(visit)]
+                if visit.inputs and _header(headers, _TIMING) is not None:
+                    message["headers"].append((b"server-timing", visit.timing().encode()))
             await send(message)
 
         token = VISIT.set(visit)

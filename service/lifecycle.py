@@ -20,7 +20,8 @@ from service.metrics import Metrics
 from service.model import Model, load_model
 from service.registry import Registry, same_model
 from service.settings import Settings
-from service.wishes import Report, WishFolder
+from service.trials import Trials
+from service.wishes import Report, Wishes, WishFolder
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Lifecycle:
         settings: Settings,
         metrics: Metrics,
         seat: Seat,
+        trials: Trials,
         *,
         check: Callable[[Model], None],
         often: Callable[[], None],
@@ -57,6 +59,7 @@ class Lifecycle:
         self._settings = settings
         self._metrics = metrics
         self._board = seat.board
+        self._trials = trials
         self._check = check
         self._often = often
         self._wishes = None if seat.folder is None else WishFolder(seat.folder, seat.slot)
@@ -89,7 +92,7 @@ class Lifecycle:
         """
         if name not in await asyncio.to_thread(self._names):
             raise UnknownModelError(f"no bundle {name[:64]!r} in the model folder or among the bundles")
-        failures = await self._have(lambda unloaded: unloaded - {name})
+        failures = await self.have(lambda wishes: wishes._replace(unloaded=wishes.unloaded - {name}))
         if name in failures:
             raise LoadError(failures[name])
 
@@ -100,27 +103,29 @@ class Lifecycle:
         """
         if name not in {model.name for model in self._registry.all()}:
             raise UnknownModelError(f"no model {name[:64]!r} is served")
-        await self._have(lambda unloaded: unloaded | {name})
+        await self.have(lambda wishes: wishes._replace(unloaded=wishes.unloaded | {name}))
 
     async def run(self) -> None:
         """Follow the files for as long as the service runs; call it when the first models are published."""
-        clock, done = asyncio.get_running_loop().time, 0
+        clock, done, looked = asyncio.get_running_loop().time, 0, 0
         looked_s = often_s = clock()
         while True:
             try:
-                number = 0 if self._wishes is None else self._wishes.read().number
+                wishes = Wishes() if self._wishes is None else self._wishes.read()
                 watching = self._settings.watch_models_s > 0 and clock() >= looked_s + self._settings.watch_models_s
-                if clock() >= often_s + _OFTEN_S or number > done:
+                if clock() >= often_s + _OFTEN_S or wishes.number > done:
                     often_s = clock()
                     self._often()
-                if number > done or watching:
+                if wishes.looks > looked or watching:
                     looked_s = clock()
-                    await self._reconcile(told=number > done)
-                if number > done and self._wishes is not None:
-                    self._wishes.report(Report(number, self.failures))
-                    done = number
-            except Exception:  # no descriptors, a full disk, a fault of ours: none must end it
-                log.exception("the bundles could not be followed; trying again")
+                    await self._reconcile(told=wishes.looks > looked)
+                    looked = wishes.looks
+                if wishes.number > done and self._wishes is not None:
+                    self._trials.follow()
+                    self._wishes.report(Report(wishes.number, self.failures))
+                    done = wishes.number
+            except Exception as error:  # no descriptors, a full disk, a fault of ours: none must end it
+                log.exception("the bundles could not be followed; trying again: %s", error)
                 await asyncio.sleep(_OFTEN_S)
             await asyncio.sleep(_LOOK_S)
 
@@ -128,11 +133,14 @@ class Lifecycle:
         """Wait for models that are on their way out."""
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
-    async def _have(self, change: Callable[[frozenset[str]], frozenset[str]]) -> dict[str, str]:
-        """Ask all workers, and return what could not be loaded once each has done it."""
+    async def have(self, change: Callable[[Wishes], Wishes], *, look: bool = True) -> dict[str, str]:
+        """Ask all workers for a change, and return what could not be loaded once each has done it.
+
+        `look` has them look at the bundles. Raises NotReadyError or DrainingError when it cannot be waited for.
+        """
         if self._wishes is None:
             raise NotReadyError("models cannot be loaded in this process")
-        number = self._wishes.ask(change)
+        number = self._wishes.ask(change, look=look).number
         end_s = time.monotonic() + _PATIENCE_S
         while True:
             if self._registry.draining:
@@ -201,6 +209,7 @@ class Lifecycle:
             if other is not before and (other.name, other.version) == (loaded.name, loaded.version):
                 raise StartupError(same_model(folder, other))
         loaded.start(self._settings, self._metrics)
+        self._trials.follow()  # a rollout may have been stated meanwhile
         self._take_out(before, loaded)
         log.info("%s %s is in service", loaded.name, loaded.version)
 

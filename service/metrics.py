@@ -10,6 +10,7 @@ from service.instruments import Counter, Gauge, Histogram, Instruments
 from service.visits import Visit
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SHORT_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
@@ -56,9 +57,9 @@ class Metrics:
     """
 
     def __init__(self, board: Board | None = None, slot: int = 0) -> None:
-        instruments = Instruments(board or Board(), slot)
+        self.instruments = instruments = Instruments(board or Board(), slot)
         self._counter, self._gauge, self._histogram = instruments.counter, instruments.gauge, instruments.histogram
-        self.refresh = instruments.refresh
+        self.refresh, self.total = instruments.refresh, instruments.total
         self.registry = CollectorRegistry()
         self.registry.register(instruments)
         model = ("model", "version")
@@ -97,8 +98,16 @@ class Metrics:
         self._truncated = self._counter(
             "limbeck_inputs_truncated_total", "Admitted entries cut to the model's max_length", *model
         )
-        self._bound: dict[tuple[str, str, str, str, int], tuple[Counter, Histogram]] = {}
-        self.tokens = self._counter("limbeck_tokens_total", "Tokens that the model read, without padding", *model)
+        self._serialization = self._histogram(
+            "limbeck_serialization_seconds",
+            "From a request's last result to its answer's last byte written",
+            _SHORT_SECONDS,
+            *model,
+        )
+        self._bound: dict[tuple[str, str, str, str, int], tuple[Counter, Histogram, Histogram | None]] = {}
+        self.tokens = self._counter(
+            "limbeck_tokens_total", "Tokens that the model read to predict, without padding", *model
+        )
         self.unknown_tokens = self._counter(
             "limbeck_unknown_tokens_total", "Tokens that stand for what the vocabulary lacks", *model
         )
@@ -137,6 +146,39 @@ class Metrics:
         self._hung_sessions = self._counter(
             "limbeck_hung_sessions_total", "Sessions given up because a call took more than hung_session_s", *model
         )
+        self.rollout_share = self._gauge(
+            "limbeck_rollout_share",
+            "Share of the requests without a version that a rollout gives to its candidate",
+            *model,
+            merge=max,
+        )
+        self.rolled_back = self._gauge(
+            "limbeck_rolled_back",
+            "1 while a candidate is kept from requests because it broke a limit",
+            *model,
+            merge=max,
+        )
+        self.rollout_requests = self._counter(
+            "limbeck_rollout_requests_total",
+            "Requests that a candidate has answered in a rollout, or failed to; kind is canary or shadow",
+            *model,
+            "kind",
+        )
+        self.rollout_faults = self._counter(
+            "limbeck_rollout_faults_total", "Those of them that ended with a fault of ours", *model, "kind"
+        )
+        self.rollout_slow_requests = self._counter(
+            "limbeck_rollout_slow_requests_total", "Canary requests that took the engine longer than max_p99_ms", *model
+        )
+        self.shadow_comparisons = self._counter(
+            "limbeck_shadow_comparisons_total", "Texts that candidate and stable version have both answered", *model
+        )
+        self.shadow_disagreements = self._counter(
+            "limbeck_shadow_disagreements_total", "Those of them that the two have decided differently", *model
+        )
+        self.shadows_shed = self._counter(
+            "limbeck_shadows_shed_total", "Shadow requests left out because a queue was not nearly empty", *model
+        )
         self.log_lines_dropped = self._gauge(
             "limbeck_log_lines_dropped", "Lines of the request log that could not be written since the start"
         ).labels()
@@ -164,16 +206,21 @@ class Metrics:
             hung_sessions=self._hung_sessions.labels(model, version),
         )
 
-    def answered(self, visit: Visit, status: int, took_s: float) -> None:
-        """Count one request."""
+    def answered(self, visit: Visit, status: int, now_s: float) -> None:
+        """Count one request, whose answer was written `now_s` on the clock `time.monotonic`."""
         labels = (visit.model, visit.version, visit.dialect, visit.route, status)
         bound = self._bound.get(labels)
         if bound is None:
-            bound = self.requests.labels(*labels[:4], str(status)), self.request_duration_s.labels(visit.route)
-            self._bound[labels] = bound
-        requests, duration_s = bound
+            bound = self._bound[labels] = (
+                self.requests.labels(*labels[:4], str(status)),
+                self.request_duration_s.labels(visit.route),
+                self._serialization.labels(visit.model, visit.version) if visit.model else None,
+            )
+        requests, duration_s, serialization_s = bound
         requests.inc()
-        duration_s.observe(took_s)
+        duration_s.observe(now_s - visit.arrived_s)
+        if visit.answered_s and serialization_s is not None:
+            serialization_s.observe(now_s - visit.answered_s)
         if visit.caller is not None:
             self._key_requests.labels(visit.caller.id, str(status)).inc()
             self._key_tokens.labels(visit.caller.id).inc(visit.tokens)

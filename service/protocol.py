@@ -1,38 +1,39 @@
-"""HTTP/1.1 as uvicorn speaks it, with a way of its own for ordinary requests.
+"""HTTP/1.1 with a way of its own for ordinary requests.
 
-uvicorn's way parses each head anew, builds a scope, starts a task and sends an answer in two messages; on a small model
-that is most of what a request costs. Here an ordinary request, alone on its connection and with the length of its body
-declared, goes from the socket to `service.api.fast_path` and back. Clients repeat their heads byte for byte, so that
-what one says is remembered. Everything else is uvicorn's: chunked bodies, requests behind one that is not answered yet,
-HTTP/1.0, whatever the fast path has no answer to.
+uvicorn's way, which `service.connection` bounds, parses each head anew, builds a scope, starts a task and sends an
+answer in two messages; on a small model that is most of what a request costs. Here an ordinary request, alone on its
+connection and with the length of its body declared, goes from the socket to `service.api.fast_path` and back. Clients
+repeat their heads byte for byte, so that what one says is remembered. Everything else is uvicorn's: chunked bodies,
+requests behind one that is not answered yet, HTTP/1.0, whatever the fast path has no answer to.
 """
 
 import asyncio
-import http
 import logging
 import time
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from service.api.fast_path import Answer, FastPath, Work
+from service.api.fast_path import Answer, Work
 from service.api.heads import Head
+from service.connection import Connection
+from service.errors import RequestTimeoutError
+from service.limits import late
+from service.model import Model
+from service.ports import came_through
 
 log = logging.getLogger(__name__)
 
 _END_OF_HEAD = b"\r\n\r\n"
-_STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection. `config.app.state.fast_path` is the FastPath."""
+class Protocol(Connection):
+    """One connection."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._path: FastPath = self.config.app.state.fast_path  # type: ignore[union-attr]
-        self._parsing = False  # uvicorn's parser is in the middle of a request
+        self._read_head = self._path.read_head
         # of the ordinary request that is being read or answered:
         self._head: Head | None = None
+        self._model: Model | None = None  # that it means
         self._keep = True  # the connection
         self._leaving = False  # the service is
         self._arrived_s = 0.0
@@ -42,7 +43,12 @@ class Protocol(HttpToolsProtocol):
         self._work: Work | None = None
         self._gone = False  # the client
         self._behind = b""  # what came after it
-        self._idle_since_s = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Learn which port it came through: on the operators' nothing is ordinary."""
+        super().connection_made(transport)
+        if came_through(self.server, self._settings.operations_port):
+            self._read_head = _nothing_ordinary
 
     def data_received(self, data: bytes) -> None:
         """Take what came, as much of a request or of several as it may be."""
@@ -50,32 +56,18 @@ class Protocol(HttpToolsProtocol):
             self._go_on(data)
             return
         end = -1 if self._busy() else data.find(_END_OF_HEAD)
-        found = None if end < 0 else self._path.read_head(data[: end + len(_END_OF_HEAD)])
+        found = None if end < 0 else self._read_head(data[: end + len(_END_OF_HEAD)])
         if found is None or len(data) - end - len(_END_OF_HEAD) > found.length:
             super().data_received(data)
             return
         self._arrived_s = time.monotonic()
         self._head, self._keep = found, found.keep_alive and not self._leaving
-        self._refusal = self._path.refusal(self._head, self._arrived_s)
+        self._model = self._path.choose(self._head)
+        self._refusal = self._path.refusal(self._head, self._model, self._arrived_s)
         self._received = data
         self._missing = self._head.length - (len(data) - end - len(_END_OF_HEAD))
         if not self._missing:
             self._begin()
-
-    def on_message_begin(self) -> None:
-        """Note that the parser is at work."""
-        self._parsing = True
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        """Note that it is done with a request."""
-        self._parsing = False
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Begin the time that the connection may be idle."""
-        self._idle_since_s = time.monotonic()
-        super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection, if no request came since the timer was set."""
@@ -93,6 +85,8 @@ class Protocol(HttpToolsProtocol):
         if self._work is not None:
             self._gone = True
             self._work.future.cancel()
+        elif self._head is not None and self._refusal is None:  # in the middle of its body
+            self._path.left(self._head, self._arrived_s)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -102,6 +96,18 @@ class Protocol(HttpToolsProtocol):
             super().shutdown()
         else:
             self._keep = False
+
+    def _look_at_request(self, now_s: float) -> None:
+        """End the connection when the body of an ordinary request is overdue, or what else the client owes."""
+        if self._head is None:
+            super()._look_at_request(now_s)
+        elif self._missing and now_s - self._arrived_s > self._settings.body_timeout_s:
+            head, self._head, self._model, self._received = self._head, None, None, b""
+            if self._refusal is not None:  # it was told of already
+                self.transport.close()
+            else:
+                error = RequestTimeoutError(late("body", self._settings.body_timeout_s))
+                self._turn_away(error, self._arrived_s, head)
 
     def _busy(self) -> bool:
         """Say whether uvicorn's way is not through with what came before."""
@@ -123,9 +129,11 @@ class Protocol(HttpToolsProtocol):
     def _begin(self) -> None:
         """Answer the request, or have it answered."""
         assert self._head is not None  # noqa: S101
+        model, self._model = self._model, None  # an idle connection keeps none in memory
         begun: Answer | Work | None = self._refusal
         if begun is None:
-            begun = self._path.begin(self._head, self._received[-self._head.length :], self._arrived_s)
+            body = self._received[-self._head.length :]
+            begun = self._path.begin(self._head, model, body, self._arrived_s)
         if isinstance(begun, Answer):
             self._answer(begun)
         elif begun is not None:
@@ -152,7 +160,7 @@ class Protocol(HttpToolsProtocol):
     def _answer(self, answer: Answer) -> None:
         """Send it, and take up what came behind its request."""
         if not self.transport.is_closing():
-            self.transport.write(self._encode(answer))
+            self.transport.write(self._encode(answer, close=not self._keep))
             if not self._keep:
                 self.transport.close()
         data, self._head, self._received, self._behind = self._behind, None, b"", b""
@@ -166,18 +174,13 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        self._idle_since_s = time.monotonic()
+        self._rest_from(time.monotonic())
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
 
     def _close_when_idle(self, after_s: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(after_s, self.timeout_keep_alive_handler)
 
-    def _encode(self, answer: Answer) -> bytes:
-        lines = [_STATUS_LINES[answer.status]]
-        for name, value in (*self.server_state.default_headers, *answer.headers):
-            lines += (name, b": ", value, b"\r\n")
-        if not self._keep:
-            lines.append(b"connection: close\r\n")
-        lines += (b"\r\n", answer.body)
-        return b"".join(lines)
+
+def _nothing_ordinary(head: bytes) -> Head | None:  # noqa: ARG001 - in place of `Heads.read`
+    return None

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,12 @@ from service.board import Seat, State
 from service.errors import StartupError
 from service.folders import find_bundles
 from service.keys import Keyring
-from service.settings import Settings
+from service.logs import configure, report_loop_error
+from service.rollout import Plan
+from service.rollout_file import read_rollouts
+from service.settings import ENV_PREFIX, Settings
 from service.supervisor import CANNOT_START, Supervisor
+from service.wishes import Wishes, WishFolder
 from service.workers import count_workers, has_gpu, share
 
 log = logging.getLogger(__name__)
@@ -32,7 +37,7 @@ log = logging.getLogger(__name__)
 # cycles, its collector took a fifth of the event loop's CPU.
 _COLLECT_AFTER = (20_000, 20, 50)
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+_OTHER_FILES = 256  # than connections: bundles, libraries, channels
 
 
 def serve(settings: Settings) -> int:
@@ -43,17 +48,21 @@ def serve(settings: Settings) -> int:
     again. When a bundle cannot be loaded
     or the port cannot be had, the log has one line about it and the status is 1.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
+    configure(settings.log_level)
     try:
         workers = count_workers(settings)
         if settings.keys_file is not None:
             Keyring(settings.keys_file, workers)
+        rollouts = {} if settings.rollouts_file is None else read_rollouts(settings.rollouts_file)
         if workers == 1:
             _check_bundles(settings)
-        listener = _listen(settings.host, settings.port)
+        listeners = [_listen(settings.host, settings.port, "port")]
+        if settings.operations_port is not None:
+            listeners.append(_listen(settings.host, settings.operations_port, "operations_port"))
     except StartupError as error:
         log.error("%s", error)
         return CANNOT_START
+    _allow_files(settings.max_connections)
     mine = share(settings, workers)
     if (
         workers > 1 and find_spec("onnxruntime") is None
@@ -64,11 +73,13 @@ def serve(settings: Settings) -> int:
     if hasattr(signal, "SIGHUP"):  # until there is something to read again
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
+        if rollouts:
+            WishFolder(Path(folder), 0).ask(lambda wishes: _begun(wishes, rollouts), look=False)
         if workers == 1:
-            return _run(mine, Seat(folder=Path(folder)), listener, None)
+            return _run(mine, Seat(folder=Path(folder)), listeners, None)
         supervisor = Supervisor(
             workers,
-            listener,
+            listeners,
             partial(_work, mine),
             folder=Path(folder),
             shutdown_timeout_s=settings.shutdown_timeout_s,
@@ -76,11 +87,18 @@ def serve(settings: Settings) -> int:
         return supervisor.run()
 
 
+def _begun(wishes: Wishes, rollouts: Mapping[str, Plan]) -> Wishes:
+    """Begin all rollouts."""
+    for model, plan in rollouts.items():
+        wishes = wishes.with_rollout(model, plan)
+    return wishes
+
+
 def _work(settings: Settings, seat: Seat, channel: socket.socket) -> int:
     """Be one of several workers."""
     try:
         _check_bundles(settings)
-        return _run(settings, seat, None, channel)
+        return _run(settings, seat, [], channel)
     except StartupError as error:
         log.error("%s", error)
         return CANNOT_START
@@ -93,8 +111,8 @@ def _check_bundles(settings: Settings) -> None:
             raise StartupError(missing_bundle(folder))
 
 
-def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel: socket.socket | None) -> int:
-    """Serve connections from one of the two sockets; return the exit status."""
+def _run(settings: Settings, seat: Seat, listeners: list[socket.socket], channel: socket.socket | None) -> int:
+    """Serve connections from the listeners or the channel; return the exit status."""
     from service.app import create_app
     from service.protocol import Protocol
 
@@ -124,8 +142,22 @@ def _run(settings: Settings, seat: Seat, listener: socket.socket | None, channel
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     server = _Server(config) if channel is None else _Worker(config, seat, channel)
-    server.run(sockets=[] if listener is None else [listener])
+    server.run(sockets=listeners)
     return CANNOT_START if startup_errors else 0
+
+
+def _allow_files(connections: int) -> None:
+    """Let each process open as many files as all connections are, as far as the system lets it; shells allow 1,024."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 def _let_others_go_on() -> None:
@@ -139,8 +171,9 @@ def _let_others_go_on() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, setting: str) -> socket.socket:
     """Return a bound socket; raises StartupError when the address cannot be had."""
+    option = f"--port or {ENV_PREFIX}PORT" if setting == "port" else ENV_PREFIX + setting.upper()
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -148,7 +181,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         raise StartupError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port or LIMBECK_PORT"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {option}"
         ) from error
     return listener
 
@@ -156,6 +189,7 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, to SIGHUP too."""
+        asyncio.get_running_loop().set_exception_handler(report_loop_error)
         await super().startup(sockets)
         if hasattr(signal, "SIGHUP") and not isinstance(self, _Worker):  # it is the supervisor's
             reload = self.config.app.state.lifecycle.reload  # type: ignore[union-attr]

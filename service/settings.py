@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -10,6 +11,8 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "LIMBECK_"
+
+_ORIGIN = re.compile(r"https?://[^\s/?#@*]+", re.IGNORECASE)
 
 AUTO: Final = "auto"
 
@@ -59,6 +62,12 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on")
+    operations_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="TCP port for `/metrics` and `/v1/admin`, which the other then does not have; both have `/health`",
+    )
     workers: PositiveInt | Literal["auto"] = Field(
         default=AUTO,
         description="processes behind the port; `auto`: as many as CPUs, at most 8, and one where there is a GPU",
@@ -112,6 +121,33 @@ class Settings(BaseSettings):
     queue_capacity_tokens: int = Field(default=131072, ge=1, description="most tokens waiting, per model; beyond: 429")
     max_body_bytes: int = Field(default=1048576, ge=1, description="largest request body; beyond: 413")
     max_inputs: int = Field(default=128, ge=1, description="most entries in one request; beyond: 422")
+    max_text_chars: int = Field(default=131_072, ge=1, description="most characters in one text; beyond: 422")
+    max_header_bytes: int = Field(
+        default=32_768, ge=1024, description="largest head of a request: its first line and headers; beyond: 431"
+    )
+    max_headers: int = Field(default=100, ge=16, description="most headers in one request; beyond: 431")
+    max_connections: int = Field(
+        default=4096, ge=1, description="most open connections, over all workers; beyond: 503 and closed"
+    )
+    head_timeout_s: float = Field(
+        default=10, gt=0, le=3600, description="how long the head of a request may take to come; then 408"
+    )
+    body_timeout_s: float = Field(
+        default=30, gt=0, le=3600, description="how long the body of a request may take to come; then 408"
+    )
+    send_timeout_s: float = Field(
+        default=30, gt=0, le=3600, description="how long a client may take to read its answer before it is cut off"
+    )
+    keep_alive_timeout_s: int = Field(
+        default=75, ge=1, le=3600, description="how long a connection may stay open between two requests"
+    )
+    explain: bool = Field(default=True, description="whether `/v1/explain` is there")
+    max_explain_words: int = Field(
+        default=128, ge=2, description="most words of an explanation; of longer texts neighbors are put together"
+    )
+    explain_concurrency: int = Field(
+        default=1, ge=1, le=1024, description="explanations at once, in each worker process; beyond: 429"
+    )
     default_timeout_ms: int = Field(
         default=30_000,
         ge=0,
@@ -128,10 +164,19 @@ class Settings(BaseSettings):
         description="how often bundles are looked at for changes, which are taken into service; 0: only when told to",
     )
     admin: bool = Field(
-        default=False, description="whether a key that is an administrator's may load and unload models over HTTP"
+        default=False,
+        description="whether a key that is an administrator's may load, unload and roll out models over HTTP",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="origins whose pages may ask from a browser, such as https://example.org: a JSON list, or "
+        "separated by commas; none: no CORS",
     )
     keys_file: Path | None = Field(
         default=None, description="file of API keys (docs/configuration.md); without one everybody may ask"
+    )
+    rollouts_file: Path | None = Field(
+        default=None, description="file of rollouts in force from the start (docs/operations.md)"
     )
     request_log: bool = Field(default=False, description="whether each request gets a line of JSON on standard output")
     log_texts: float = Field(
@@ -151,9 +196,12 @@ class Settings(BaseSettings):
     tei_metrics: bool = Field(
         default=False, description="whether `/metrics` also has the names of Text Embeddings Inference, `te_…`"
     )
+    playground: bool = Field(
+        default=True, description="whether there is the page `/playground`, to try models in a browser"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
 
-    @field_validator("bundles", mode="before")
+    @field_validator("bundles", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -164,6 +212,16 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"begins like a JSON list but is none ({error})") from error
         return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; expected scheme, host and perhaps a port, as in https://example.org:8443"
+                )
+        return tuple(origin.lower() for origin in value)
 
     @field_validator("log_level", "provider", mode="before")
     @classmethod
@@ -179,6 +237,8 @@ class Settings(BaseSettings):
                 f"max_inputs is {self.max_inputs}, more than queue_capacity ({self.queue_capacity}): "
                 "such a request could never be accepted; lower the one or raise the other"
             )
+        if self.operations_port == self.port:
+            raise ValueError(f"operations_port is {self.port}, the same as port; choose another")
         if self.admin and self.keys_file is None:
             raise ValueError(
                 f"admin is on, but there are no keys: set {ENV_PREFIX}KEYS_FILE to a file with a key that is an "

@@ -13,7 +13,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,12 @@ class _Worker:
 
 
 class Supervisor:
-    """`workers` processes that do `work`. `listener` is bound; nothing else may run in this process."""
+    """`workers` processes that do `work`. `listeners` are bound; nothing else may run in this process."""
 
     def __init__(
         self,
         workers: int,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         work: Work,
         *,
         shutdown_timeout_s: float,
@@ -62,7 +62,7 @@ class Supervisor:
         self._board = Board(workers)
         self._folder = folder
         self._restarts = Metrics(self._board, workers).worker_restarts
-        self._listener = listener
+        self._listeners = listeners
         self._work = work
         self._shutdown_timeout_s = shutdown_timeout_s
         self._alive: dict[int, _Worker] = {}  # by slot
@@ -84,10 +84,11 @@ class Supervisor:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
         self._selector.register(woken, selectors.EVENT_READ)
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        for listener in self._listeners:
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ)
         while self._status is None or self._alive:
             for key, _ in self._selector.select(self._pause_s()):
                 if key.fileobj is woken:
@@ -121,11 +122,12 @@ class Supervisor:
 
     def _accept(self) -> None:
         """Pass on connections that wait."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_BACKLOG):  # not for ever: signals are waiting too
-                connection, _ = self._listener.accept()
-                with connection:
-                    self._pass_on(connection)
+        for listener in self._listeners:
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(_BACKLOG):  # not for ever: signals are waiting too
+                    connection, _ = listener.accept()
+                    with connection:
+                        self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
         """Give a connection to the next ready worker; to one that starts only when none is ready."""
@@ -178,12 +180,12 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             # A copy of another worker's channel would keep that worker alive after the supervisor's death.
-            for channel in (ours, self._listener, *(worker.channel for worker in self._alive.values())):
+            for channel in (ours, *self._listeners, *(worker.channel for worker in self._alive.values())):
                 channel.close()
             self._selector.close()
             status = self._work(Seat(self._board, slot, self._folder), theirs)
-        except BaseException:
-            log.exception("worker %d failed", slot)
+        except BaseException as error:
+            log.exception("worker %d failed: %s", slot, error)
         finally:
             logging.shutdown()
             os._exit(status)  # not through the supervisor's stack
@@ -225,8 +227,9 @@ class Supervisor:
         self._status = status
         self._give_up_s = time.monotonic() + self._shutdown_timeout_s + _PATIENCE_S
         self._accept()
-        self._selector.unregister(self._listener)
-        self._listener.close()
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
         for worker in self._alive.values():
             worker.channel.close()
 

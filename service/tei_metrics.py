@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
-
-from service.metrics import Metrics
 
 _SAME = {
     "limbeck_request_duration_seconds": "te_request_duration",
@@ -21,7 +19,7 @@ _SAME = {
 class TeiMetrics(Collector):
     """Shows what `source` holds in TEI's names; seconds stay seconds, as there."""
 
-    def __init__(self, source: CollectorRegistry) -> None:
+    def __init__(self, source: Collector) -> None:
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
@@ -31,23 +29,6 @@ class TeiMetrics(Collector):
                 yield _renamed(metric, _SAME[metric.name])
             elif metric.name == "limbeck_requests":
                 yield from _requests(metric)
-
-
-def registry_with_aliases(metrics: Metrics) -> CollectorRegistry:
-    """Return a registry that shows both our names and TEI's."""
-    both = CollectorRegistry(auto_describe=False)
-    both.register(_Through(metrics.registry))
-    both.register(TeiMetrics(metrics.registry))
-    return both
-
-
-class _Through(Collector):
-    def __init__(self, source: CollectorRegistry) -> None:
-        self._source = source
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield what the source has."""
-        yield from self._source.collect()
 
 
 def _renamed(metric: Metric, name: str) -> Metric:

@@ -12,6 +12,7 @@ from service.keys import Caller
 if TYPE_CHECKING:  # the supervisor, which forks, has no use for NumPy and tokenizers
     from service.engine.request import Classified
     from service.engine.tokenization import TextInput
+    from service.trial import Trial
 
 UNMATCHED = "unmatched"
 """The route of requests to paths that do not exist: what clients invent must not become a label value."""
@@ -47,6 +48,10 @@ class Visit:
     inference_s: float = 0.0
     answered_s: float = 0.0
     """When the engine was done with it, on the same clock."""
+    asked_s: float = 0.0
+    """When the engine got it, on the same clock; only of requests in a trial."""
+    trial: "Trial | None" = None
+    """The trial of a new version that it takes part in."""
     texts: "Sequence[TextInput] | None" = None
     """What was asked, of a request whose texts are to be logged; empty until the engine has it."""
     _held: list[Visited] = field(default_factory=list)
@@ -84,6 +89,17 @@ class Visit:
             self.tokens += len(one.encoding.ids)
             self.queue_s = max(self.queue_s, one.queue_s)
             self.inference_s = max(self.inference_s, one.inference_s)
+
+    def timing(self) -> str:
+        """Return where the time went so far, as the header Server-Timing says it, in milliseconds.
+
+        `tokenize` is all that came before the queue: the request's way through the framework, too. Of several inputs
+        queue and inference are the longest of each, as in the request log.
+        """
+        tokenize_s = max(0.0, self.answered_s - self.arrived_s - self.queue_s - self.inference_s)
+        parts = {"tokenize": tokenize_s, "queue": self.queue_s, "inference": self.inference_s}
+        parts["total"] = time.monotonic() - self.arrived_s
+        return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())
 
 
 VISIT: ContextVar[Visit] = ContextVar("visit")

@@ -7,10 +7,13 @@ as long as the service.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
+
+from service.rollout import Plan, Rollout, State
 
 if sys.platform != "win32":  # where there is only one worker
     import fcntl
@@ -22,8 +25,28 @@ class Wishes(NamedTuple):
     """The state that is wanted. `number` grows with every change, a repeated wish included."""
 
     number: int = 0
+    looks: int = 0
+    """The number of the last wish after which bundles and keys are to be looked at."""
     unloaded: frozenset[str] = frozenset()
     """Names of models that are to stay out of service."""
+    rollouts: Mapping[str, Rollout] = MappingProxyType({})
+    """By the model's name."""
+
+    def with_rollout(self, model: str, plan: Plan) -> "Wishes":
+        """Begin a rollout, in place of the model's last one."""
+        return self._replace(rollouts={**self.rollouts, model: Rollout(plan=plan, number=self.number + 1)})
+
+    def with_state(self, model: str, number: int, state: State, reason: str = "") -> "Wishes":
+        """Let the rollout with a number come to a state; no other, and not once it is over, unless by a promotion."""
+        found = self.rollouts.get(model)
+        if found is None or found.number != number or (found.state is not State.RUNNING and state is State.ROLLED_BACK):
+            return self
+        changed = found.model_copy(update={"state": state, "reason": reason})
+        return self._replace(rollouts={**self.rollouts, model: changed})
+
+    def without_rollout(self, model: str) -> "Wishes":
+        """Forget a model's rollout."""
+        return self._replace(rollouts={name: one for name, one in self.rollouts.items() if name != model})
 
 
 class Report(NamedTuple):
@@ -46,15 +69,25 @@ class WishFolder:
             content = json.loads((self._folder / _WISHES).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Wishes()
-        return Wishes(content["number"], frozenset(content["unloaded"]))
+        return Wishes(
+            content["number"],
+            content["looks"],
+            frozenset(content["unloaded"]),
+            {model: Rollout.model_validate(one) for model, one in content["rollouts"].items()},
+        )
 
-    def ask(self, change: Callable[[frozenset[str]], frozenset[str]] = frozenset) -> int:
-        """Change which models are to be out of service, or repeat the wish as it is; return its number."""
+    def ask(self, change: Callable[[Wishes], Wishes] = lambda wishes: wishes, *, look: bool = True) -> Wishes:
+        """Change what is wanted, or repeat it as it is; `look` has workers look at the bundles. Return it."""
         with self._alone():
             before = self.read()
-            wishes = Wishes(before.number + 1, change(before.unloaded))
-            self._write(_WISHES, {"number": wishes.number, "unloaded": sorted(wishes.unloaded)})
-        return wishes.number
+            number = before.number + 1
+            wishes = change(before)._replace(number=number, looks=number if look else before.looks)
+            self._keep(wishes)
+        return wishes
+
+    def _keep(self, wishes: Wishes) -> None:
+        rollouts = {model: one.model_dump(mode="json") for model, one in wishes.rollouts.items()}
+        self._write(_WISHES, wishes._asdict() | {"unloaded": sorted(wishes.unloaded), "rollouts": rollouts})
 
     def report(self, report: Report) -> None:
         """Say what this worker has done."""

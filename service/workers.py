@@ -45,6 +45,7 @@ def share(settings: Settings, workers: int) -> Settings:
             "sessions": calls,
             "queue_capacity": math.ceil(settings.queue_capacity / workers),
             "queue_capacity_tokens": math.ceil(settings.queue_capacity_tokens / workers),
+            "max_connections": math.ceil(settings.max_connections / workers),
         }
     )
 

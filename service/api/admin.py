@@ -15,7 +15,7 @@ class ModelState(BaseModel):
     """A model that is served, or not."""
 
     name: str
-    versions: list[str] = Field(description="in service, highest first")
+    versions: list[str] = Field(description="in service, first what answers where none is named")
     state: Literal["ready", "not ready", "unloaded", "failed"]
     problem: str = Field(default="", description="why its bundle, as it is now, could not be taken into service")
 
@@ -38,14 +38,10 @@ def router(registry: Registry, lifecycle: Lifecycle) -> APIRouter:
     """Return the routes, for administrators' keys only."""
     routes = APIRouter(prefix="/v1/admin", tags=["administration"], dependencies=[Depends(require_admin)])
 
-    def states() -> ModelStates:
-        names = set(registry.names())
-        known = sorted(names | lifecycle.unloaded | lifecycle.failures.keys())
-        return ModelStates(data=[_state(name, registry, lifecycle) for name in known])
-
     @routes.get("/models", summary="List models and their states", responses=LIST_ERRORS)
     async def list_models() -> ModelStates:
-        return states()
+        known = sorted(set(registry.names()) | lifecycle.unloaded | lifecycle.failures.keys())
+        return ModelStates(data=[_state(name, registry, lifecycle) for name in known])
 
     @routes.post("/models/{model}/load", summary="Take a model into service, or its changed bundle", responses=_FAILING)
     async def load(model: str) -> ModelState:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from starlette.types import Receive
 
 from bundle.manifest import Activation
 from service.api.disconnect import DisconnectWatch
-from service.api.inputs import check_inputs, check_task, check_windows
+from service.api.inputs import Bounds, check_inputs, check_task, check_windows
 from service.engine.postprocess import FloatArray, activate, rank
 from service.engine.queue import Priority
-from service.engine.request import Classified
+from service.engine.request import Classified, input_ranges
 from service.engine.tokenization import HEAD, Keep, Reading, TextInput
 from service.model import Model
 from service.settings import Settings
@@ -61,14 +61,14 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to a model, its form checked and its texts not yet. `arrived_s` is on the clock `time.monotonic`.
+    """A request to a model, its form checked and its texts not yet.
 
     `function` is None for the bundle's own activation; Activation.NONE gives logits. `aggregate` is what becomes of the
-    scores of windows.
+    scores of windows. With `variants` all inputs but the first are made from that one, to learn about it: they are
+    no texts of the client's, which may be logged, and no result is counted as a prediction.
     """
 
     inputs: Sequence[TextInput]
-    arrived_s: float
     top_k: int | None = None
     timeout_ms: int | None = None
     priority: Priority = Priority.INTERACTIVE
@@ -76,6 +76,7 @@ class Question:
     function: Activation | None = None
     aggregate: Aggregate = Aggregate.MEAN
     field: str = "inputs"  # of the request, that holds the texts
+    variants: bool = False
 
 
 class Scored(NamedTuple):
@@ -91,7 +92,7 @@ class Classifier:
     """Asks a model and writes the answer; one for each app."""
 
     def __init__(self, settings: Settings) -> None:
-        self._max_inputs = settings.max_inputs
+        self.bounds = Bounds(settings.max_inputs, settings.max_text_chars)
         self._default_timeout_ms = settings.default_timeout_ms
         self._watch = DisconnectWatch()
         self._encode = msgspec.json.Encoder().encode
@@ -102,7 +103,7 @@ class Classifier:
         `tags` says that tags are asked for, not labels.
         """
         check_task(model, tags=tags)
-        check_inputs(question.inputs, model.manifest, self._max_inputs, question.field)
+        check_inputs(question.inputs, model.manifest, self.bounds, question.field)
         if question.reading.keep is Keep.WINDOWS:
             check_windows(question.reading, model)
 
@@ -112,6 +113,10 @@ class Classifier:
         Raises ClientGoneError when the client leaves meanwhile. The request's body must have been read from `receive`.
         """
         self.check(question, model, tags=tags)
+        return await self.run(question, model, receive)
+
+    async def run(self, question: Question, model: Model, receive: Receive) -> list[Classified]:
+        """Do what `ask` does with a question that was checked."""
         visit = VISIT.get()
         results = await self._watch.result(self.submit(question, model, visit), receive)
         visit.take(results)
@@ -125,14 +130,21 @@ class Classifier:
         if visit.caller is not None:
             visit.caller.quota.check(time.monotonic())
         if visit.texts is not None:
-            visit.texts = question.inputs
+            visit.texts = question.inputs[:1] if question.variants else question.inputs
         timeout_ms = question.timeout_ms or self._default_timeout_ms
-        deadline_s = question.arrived_s + timeout_ms / 1000 if timeout_ms else None
+        deadline_s = visit.arrived_s + timeout_ms / 1000 if timeout_ms else None
         future = model.batcher.submit(
-            question.inputs, priority=question.priority, deadline_s=deadline_s, reading=question.reading
+            question.inputs,
+            priority=question.priority,
+            deadline_s=deadline_s,
+            reading=question.reading,
+            observed=not question.variants,
         )
         if visit.caller is not None:
             visit.caller.quota.take_request()
+        if visit.trial is not None:
+            visit.asked_s = time.monotonic()
+            visit.trial.asked(model, question.inputs, question.reading, future)
         return future
 
     def encode(self, question: Question, model: Model, results: Sequence[Classified]) -> bytes:
@@ -154,15 +166,6 @@ def scored(question: Question, model: Model, results: Sequence[Classified]) -> l
         tokens = sum(window.encoding.tokens for window in windows)
         found.append(Scored(combined, tokens, windows[0].encoding.truncated, len(windows)))
     return found
-
-
-def input_ranges(results: Sequence[Classified]) -> Iterator[tuple[int, int]]:
-    """Yield where the results of each input begin and end."""
-    first = 0
-    while first < len(results):
-        end = first + 1 + len(results[first].encoding.windows)
-        yield first, end
-        first = end
 
 
 def _under(function: Activation | None, output: FloatArray, model: Model) -> FloatArray:

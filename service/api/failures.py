@@ -9,15 +9,19 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
     BodyTooLargeError,
+    ClientGoneError,
+    ConnectionEndingError,
     DrainingError,
     ForbiddenError,
     InvalidInputError,
     MethodError,
+    RequestTimeoutError,
     ServiceError,
     UnauthorizedError,
     UnavailableError,
@@ -61,7 +65,7 @@ class Failures:
             headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
             return self._counted(translate(error), request.scope["path"], headers)
 
-        for kind in (ServiceError, RequestValidationError, HTTPException):
+        for kind in (ServiceError, RequestValidationError, HTTPException, ClientDisconnect):
             app.add_exception_handler(kind, answer)
         app.add_middleware(UnexpectedErrorMiddleware, failures=self)
 
@@ -89,7 +93,9 @@ class Failures:
 
     def count(self, error: ServiceError) -> None:
         """Count an error that turns a request away before a model has anything to do with it."""
-        if isinstance(error, UnavailableError | BodyTooLargeError | UnauthorizedError | ForbiddenError):
+        if isinstance(
+            error, UnavailableError | BodyTooLargeError | ConnectionEndingError | UnauthorizedError | ForbiddenError
+        ):
             self._metrics.rejected.labels(error.code).inc()
 
     def _counted(self, error: ServiceError, path: str, headers: dict[str, str] | None = None) -> Response:
@@ -108,12 +114,18 @@ def translate(error: Exception) -> ServiceError:
             return UnknownPathError("no such path; GET /docs lists those there are")
         case HTTPException(status_code=405):
             return MethodError("the path does not take this method; the header Allow lists those it takes")
+        case HTTPException(status_code=408):
+            return RequestTimeoutError(str(error.detail))
         case HTTPException(status_code=413):
             return BodyTooLargeError(str(error.detail))
         case HTTPException(status_code=400):  # FastAPI: the body's reader failed in a way that is not a JSON error
+            if isinstance(error.__cause__, ClientDisconnect):
+                return _left()
             if isinstance(error.__cause__, UnicodeDecodeError):
                 return InvalidInputError("body", f"not UTF-8 at byte {error.__cause__.start}")
             return InvalidInputError("body", "cannot be read as JSON")
+        case ClientDisconnect():
+            return _left()
         case _:
             return UnexpectedError()
 
@@ -144,6 +156,10 @@ class UnexpectedErrorMiddleware:
                 raise  # half an answer is out: the server must close the connection
             response = self._failures.respond_to(error, scope["method"], scope["path"])
             await response(scope, receive, send)
+
+
+def _left() -> ClientGoneError:
+    return ClientGoneError("the client closed the connection in the middle of its request")
 
 
 def _invalid(problem: dict[str, Any]) -> InvalidInputError:

@@ -6,6 +6,7 @@ bad input exists once, there, and this file and `heads` only have to be right ab
 """
 
 import asyncio
+import contextlib
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -16,13 +17,14 @@ from service.api.failures import Failures
 from service.api.heads import Head, Headers, Heads
 from service.engine.queue import Priority
 from service.engine.request import Classified
-from service.errors import ClientGoneError, ServiceError
+from service.errors import ClientGoneError, ServiceError, UnauthorizedError
 from service.journal import Journal
 from service.model import Model
 from service.registry import Registry
-from service.settings import MAX_TIMEOUT_MS
+from service.settings import MAX_TIMEOUT_MS, Settings
 from service.visits import VISIT, Visit
 
+_UNKNOWN = "?"  # method
 _ASKS_A_MODEL = ""  # the path, as far as keys have to do with it
 
 
@@ -61,25 +63,33 @@ class FastPath:
     """One for each app. What it does not want to answer it says None to, and the app answers."""
 
     def __init__(
-        self, registry: Registry, classifier: Classifier, failures: Failures, journal: Journal, max_body_bytes: int
+        self, registry: Registry, classifier: Classifier, failures: Failures, journal: Journal, settings: Settings
     ) -> None:
         self._failures = failures
         self._registry = registry
         self._classifier = classifier
         self._journal = journal
         self._refusals: dict[int | None, Answer] = {}  # by Retry-After, all else in them is the same
-        self.read_head = Heads(max_body_bytes).read
+        self.read_head = Heads(settings).read
         self._decode = msgspec.json.Decoder(_Request).decode
 
-    def refusal(self, head: Head, arrived_s: float) -> Answer | None:
-        """Return the answer to a request that the queue has no room for, known before its body is."""
+    def choose(self, head: Head) -> Model | None:
+        """Return the model that a request means, which is chosen once; None when the app is to answer."""
         try:
-            model = self._registry.find(head.target.model, head.target.version)
+            return self._registry.find(head.target.model, head.target.version)
+        except ServiceError:
+            return None  # the app says what is wrong
+
+    def refusal(self, head: Head, model: Model | None, arrived_s: float) -> Answer | None:
+        """Return the answer to a request that its model's queue has no room for, known before its body is."""
+        if model is None or model.draining:
+            return None
+        try:
             if not model.batcher.full:
                 return None
             visit = self._open(head, model, arrived_s)
         except ServiceError:
-            return None  # the app says what is wrong
+            return None
         error = model.batcher.refusal()
         answer = self._refusals.get(error.retry_after_s)
         if answer is None:  # at most 60 of them
@@ -88,10 +98,31 @@ class FastPath:
         self._failures.count(error)
         return self._close(visit, answer)
 
-    def begin(self, head: Head, body: bytes, arrived_s: float) -> Work | Answer | None:
+    def turn_away(self, error: ServiceError, arrived_s: float, head: Head | None = None) -> Answer:
+        """Return the answer to a request that is not read to its end; without `head` nobody knows what it asks."""
+        visit = self._journal.open(arrived_s, head and head.request_id, head and head.traceparent)
+        if head is not None:
+            visit.route = head.target.route
+        visit.error = error.code
+        self._failures.count(error)
+        answer = _as_answer(self._failures.respond(error, visit.route))
+        return self._close(visit, answer, "POST" if head is not None else _UNKNOWN)
+
+    def left(self, head: Head, arrived_s: float) -> None:
+        """Count a request whose client has left before all of its body was there."""
+        visit = self._journal.open(arrived_s, head.request_id, head.traceparent)
+        visit.route, visit.error = head.target.route, ClientGoneError.code
+        with contextlib.suppress(UnauthorizedError):
+            self._journal.admit(visit, head.authorization, _ASKS_A_MODEL)
+        self._journal.close(visit, "POST", ClientGoneError.status)
+
+    def begin(self, head: Head, model: Model | None, body: bytes, arrived_s: float) -> Work | Answer | None:
         """Let the engine take a request in; None when the app is to answer. `arrived_s` is of `time.monotonic`."""
+        if model is not None and model.draining:  # it has gone while the body came
+            model = self.choose(head)
+        if model is None:
+            return None
         try:
-            model = self._registry.find(head.target.model, head.target.version)
             visit = self._open(head, model, arrived_s)
             asked = self._decode(body)
         except (ServiceError, ValueError, RecursionError):  # the route meets it again and answers
@@ -99,7 +130,6 @@ class FastPath:
         inputs = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         question = Question(
             [given if isinstance(given, str) else (given.text, given.text_pair) for given in inputs],
-            arrived_s,
             asked.top_k,
             asked.timeout_ms or head.timeout_ms,
             asked.priority or head.priority or Priority.INTERACTIVE,
@@ -131,11 +161,13 @@ class FastPath:
         visit = self._journal.open(arrived_s, head.request_id, head.traceparent)
         visit.route = head.target.route
         self._journal.admit(visit, head.authorization, _ASKS_A_MODEL)
+        self._registry.check_open(arrived_s)
         visit.choose(model)
+        visit.trial = self._registry.trial(model, head.target.version)
         return visit
 
-    def _close(self, visit: Visit, answer: Answer) -> Answer:
-        self._journal.close(visit, "POST", answer.status)
+    def _close(self, visit: Visit, answer: Answer, method: str = "POST") -> Answer:
+        self._journal.close(visit, method, answer.status)
         more = self._journal.headers(visit)
         return answer._replace(headers=(*answer.headers, *more)) if more else answer
 

@@ -100,7 +100,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     )
     async def predict(model: str, body: PredictV1Request, request: Request) -> PredictV1Response:
         found = registry.get(model)
-        question = Question(body.instances, request.state.arrived_s, field="instances")
+        question = Question(body.instances, field="instances")
         results = scored(question, found, await classifier.ask(question, found, request.receive))
         return PredictV1Response(
             predictions=[{str(number): score for number, score in enumerate(one.scores.tolist())} for one in results]
@@ -119,7 +119,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
         ] = None,
     ) -> list[list[Detection]]:
         model = registry.get(detector_id)
-        question = Question(body.contents, request.state.arrived_s, field="contents")
+        question = Question(body.contents, field="contents")
         results = await classifier.ask(question, model, request.receive, tags=model.tags)
         threshold = body.detector_params.threshold
         if model.tags:

@@ -12,13 +12,17 @@ from service.api.names import (
     REQUEST_ID,
     ROUTE,
     TIMEOUT_HEADER,
+    TIMING_HEADER,
     TRACEPARENT,
     VERSION_ROUTE,
 )
 from service.engine.queue import Priority
-from service.settings import MAX_TIMEOUT_MS
+from service.settings import MAX_TIMEOUT_MS, Settings
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+LONGEST_TARGET_BYTES = 8192
+"""Of path and query. RFC 9112 (section 3) wants 8000 at least; ours have a name or two in them."""
 
 _MOST_REMEMBERED = 4096  # heads; a client that sends a new one each time must not fill the memory
 _LONGEST_REMEMBERED = 2048  # bytes
@@ -26,7 +30,10 @@ _LONGEST_REMEMBERED = 2048  # bytes
 _JSON = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _TIMEOUT, _PRIORITY = TIMEOUT_HEADER.encode(), PRIORITY_HEADER.encode()
 _READ = frozenset((b"content-type", b"content-length", _TIMEOUT, _PRIORITY, AUTHORIZATION, REQUEST_ID, TRACEPARENT))
-_CHANGING_THE_BODY = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
+# the last changes the answer, whose head then tells times
+_CHANGING_THE_BODY = frozenset(
+    (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", TIMING_HEADER.encode())
+)
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 _LONGEST_TIMEOUT = len(str(MAX_TIMEOUT_MS))
 
@@ -53,10 +60,17 @@ class Head(NamedTuple):
 
 
 class Heads:
-    """Reads heads, and remembers what they said: a client repeats its own byte for byte."""
+    """Reads heads, and remembers what they said: a client repeats its own byte for byte.
 
-    def __init__(self, max_body_bytes: int) -> None:
-        self._max_body_bytes = max_body_bytes
+    What is beyond a bound is left to `service.connection`, which says so.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_header_bytes = settings.max_header_bytes
+        self._max_headers = settings.max_headers
+        # answers to pages of other origins have headers that the framework adds
+        self._odd = _CHANGING_THE_BODY | ({b"origin"} if settings.cors_origins else set())
         self._known: dict[bytes, Head | None] = {}
 
     def read(self, head: bytes) -> Head | None:
@@ -79,6 +93,10 @@ class Heads:
             return None
         if not parts.complete or parser.get_http_version() != "1.1" or parser.get_method() != b"POST":
             return None
+        if len(head) > self._max_header_bytes or len(parts.headers) > self._max_headers:
+            return None
+        if len(parts.url) > LONGEST_TARGET_BYTES:
+            return None
         target, options = _target(parts.url), self._options(parts.headers)
         if target is None or options is None:
             return None
@@ -98,7 +116,7 @@ class Heads:
     def _options(self, headers: Headers) -> tuple[int, int | None, Priority | None] | None:
         """Return length, timeout and priority."""
         known = dict(headers)
-        if known.get(b"content-type") not in _JSON or not _CHANGING_THE_BODY.isdisjoint(known):
+        if known.get(b"content-type") not in _JSON or not self._odd.isdisjoint(known):
             return None
         if len(known) != len(headers) and _repeats(headers):
             return None

@@ -65,7 +65,7 @@ async def answer(
     if model.tags:
         return await _tagged(model, texts, isinstance(inputs, str), parameters, classifier, request)
     function = None if parameters.function_to_apply is None else Activation(parameters.function_to_apply)
-    question = Question(texts, request.state.arrived_s, function=function)
+    question = Question(texts, function=function)
     results = await classifier.ask(question, model, request.receive)
     return [ranked_labels(one.scores, model, parameters.top_k) for one in scored(question, model, results)]
 
@@ -74,7 +74,7 @@ async def _tagged(
     model: Model, texts: list[str], alone: bool, parameters: Parameters, classifier: Classifier, request: Request
 ) -> list[TokenEntity] | list[list[TokenEntity]]:
     reading = HEAD if parameters.stride is None else Reading(Keep.WINDOWS, parameters.stride)
-    question = Question(texts, request.state.arrived_s, reading=reading)
+    question = Question(texts, reading=reading)
     results = await classifier.ask(question, model, request.receive, tags=True)
     strategy = Strategy(parameters.aggregation_strategy)
     of_texts = await entities_of(texts, model, results, strategy, frozenset(parameters.ignore_labels))

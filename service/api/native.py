@@ -35,7 +35,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     async def answer(model: Model, body: ClassifyRequest, options: HeaderOptions, request: Request) -> Response:
         question = Question(
             [given if isinstance(given, str) else (given.text, given.text_pair) for given in body.inputs],
-            request.state.arrived_s,
             body.top_k,
             body.timeout_ms or options.timeout_ms,
             Priority(body.priority or options.priority or Priority.INTERACTIVE),
@@ -50,7 +49,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     async def classify(body: ClassifyRequest, options: GivenOptions, request: Request) -> Response:
         return await answer(registry.get(), body, options, request)
 
-    @routes.post(MODEL_ROUTE, summary="Classify with a model's highest version", **classifies)
+    @routes.post(MODEL_ROUTE, summary="Classify with a model", **classifies)
     async def classify_with_model(
         model: str, body: ClassifyRequest, options: GivenOptions, request: Request
     ) -> Response:
@@ -93,17 +92,17 @@ def _card(versions: list[Model]) -> ModelCard:
 
 
 def _details(versions: list[Model]) -> ModelDetails:
-    highest = versions[0]
-    manifest = highest.manifest
+    answering = versions[0]
+    manifest = answering.manifest
     return ModelDetails(
         name=manifest.name,
-        ready=highest.ready,
+        ready=answering.ready,
         task=manifest.task,
         labels=list(manifest.labels),
         text_pair=manifest.text_pair,
         max_length=manifest.max_length,
         version=manifest.version,
         versions=[model.manifest.version for model in versions],
-        variant=highest.variant.name,
+        variant=answering.variant.name,
         metrics=list(manifest.metrics),
     )

@@ -72,14 +72,19 @@ def router(
     if settings.admin:
         _add_repository(routes, lifecycle)
 
-    async def highest(model: str) -> Model:
+    async def asked(model: str) -> Model:
         return registry.get(model)
+
+    async def described(model: str) -> Model:
+        return registry.get(model, asks=False)
 
     async def pinned(model: str, version: str) -> Model:
         return registry.get(model, version)
 
-    _add_model(routes, "/v2/models/{model}", highest, registry, classifier, settings, metrics)
-    _add_model(routes, "/v2/models/{model}/versions/{version}", pinned, registry, classifier, settings, metrics)
+    _add_model(routes, "/v2/models/{model}", described, registry, settings, metrics)
+    _add_infer(routes, "/v2/models/{model}", asked, classifier, settings)
+    _add_model(routes, "/v2/models/{model}/versions/{version}", pinned, registry, settings, metrics)
+    _add_infer(routes, "/v2/models/{model}/versions/{version}", pinned, classifier, settings)
     return routes
 
 
@@ -147,11 +152,10 @@ def _add_model(
     path: str,
     chosen: Callable[..., Awaitable[Model]],
     registry: Registry,
-    classifier: Classifier,
     settings: Settings,
     metrics: Metrics,
 ) -> None:
-    """Add what concerns one model, which `chosen` finds."""
+    """Add what is told of one model, which `chosen` finds."""
     described: dict[str, Any] = {"responses": _ERRORS}
 
     @routes.get(f"{path}/ready", summary="200 while the model answers, else 400", response_class=Response, **described)
@@ -170,11 +174,17 @@ def _add_model(
     async def model_metadata(found: Annotated[Model, Depends(chosen)]) -> dict[str, Any]:
         return metadata(found, registry.versions(found.manifest.name))
 
-    @routes.post(f"{path}/infer", summary="Classify or tag", openapi_extra=_REQUEST, **described)
+
+def _add_infer(
+    routes: APIRouter, path: str, chosen: Callable[..., Awaitable[Model]], classifier: Classifier, settings: Settings
+) -> None:
+    """Add what one model, which `chosen` finds, is for."""
+
+    @routes.post(f"{path}/infer", summary="Classify or tag", openapi_extra=_REQUEST, responses=_ERRORS)
     async def infer(found: Annotated[Model, Depends(chosen)], request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
         asked, raw = read_request(body, request.headers.get(JSON_LENGTH))
-        question = question_of(asked, texts_of(asked.inputs, raw), found, request.state.arrived_s)
+        question = question_of(asked, texts_of(asked.inputs, raw), found)
         wanted = wanted_of(asked, found)
         results = await classifier.ask(question, found, request.receive, tags=found.tags)
         arrays = await arrays_of(question, found, results)

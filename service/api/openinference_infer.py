@@ -19,7 +19,7 @@ from service.model import Model
 from service.settings import MAX_TIMEOUT_MS
 
 
-def question_of(asked: InferRequest, texts: dict[str, list[str]], model: Model, arrived_s: float) -> Question:
+def question_of(asked: InferRequest, texts: dict[str, list[str]], model: Model) -> Question:
     """Return what is asked for; raises InvalidInputError, which names the input or the parameter."""
     names = [tensor["name"] for tensor in inputs_of(model)]
     if sorted(texts) != sorted(names) or len(asked.inputs) != len(names):
@@ -35,7 +35,6 @@ def question_of(asked: InferRequest, texts: dict[str, list[str]], model: Model, 
             raise InvalidInputError(f"parameters.{name}", f"found {str(value)[:40]}, expected a whole number from 0 on")
     return Question(
         inputs,
-        arrived_s,
         field="text",
         timeout_ms=min(max(1, timeout_us // 1000), MAX_TIMEOUT_MS) if timeout_us else None,
         # in Triton 1 is the highest priority and 0 the default one

@@ -157,7 +157,10 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     owned_by: Literal["limbeck"] = "limbeck"
     ready: bool
-    versions: list[str] = Field(description="highest first; the highest is served unless a request pins another")
+    versions: list[str] = Field(
+        description="first what answers unless a request pins another: the highest, or what a rollout says; then the "
+        "others, highest first"
+    )
 
 
 class ModelList(BaseModel):
@@ -168,7 +171,7 @@ class ModelList(BaseModel):
 
 
 class ModelDetails(BaseModel):
-    """One model at its highest version."""
+    """One model, at the version that answers unless a request pins another."""
 
     name: str
     ready: bool

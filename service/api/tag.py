@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.api.classify import Classifier, Question, input_ranges
+from service.api.classify import Classifier, Question
 from service.api.names import TAG_MODEL_ROUTE, TAG_ROUTE, TAG_VERSION_ROUTE
 from service.api.routes import ASK_ERRORS, GivenOptions, HeaderOptions, reading_of, require_json
 from service.api.schemas import Options, as_list
 from service.engine.queue import Priority
-from service.engine.request import Classified
+from service.engine.request import Classified, input_ranges
 from service.engine.tagging import Entity, Strategy
 from service.model import Model
 from service.registry import Registry
@@ -99,7 +99,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     async def answer(model: Model, body: TagRequest, options: HeaderOptions, request: Request) -> TagResponse:
         question = Question(
             body.inputs,
-            request.state.arrived_s,
             timeout_ms=body.timeout_ms or options.timeout_ms,
             priority=Priority(body.priority or options.priority or Priority.INTERACTIVE),
             reading=reading_of(body, model),
@@ -125,7 +124,7 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
     async def tag(body: TagRequest, options: GivenOptions, request: Request) -> TagResponse:
         return await answer(registry.get(), body, options, request)
 
-    @routes.post(TAG_MODEL_ROUTE, summary="Tag with a model's highest version")
+    @routes.post(TAG_MODEL_ROUTE, summary="Tag with a model")
     async def tag_with_model(model: str, body: TagRequest, options: GivenOptions, request: Request) -> TagResponse:
         return await answer(registry.get(model), body, options, request)
 

@@ -107,13 +107,12 @@ def router(registry: Registry, classifier: Classifier, settings: Settings) -> AP
         inputs, alone = _sequences(body.inputs)
         question = Question(
             inputs,
-            request.state.arrived_s,
             reading=_reading(body),
             function=Activation.NONE if body.raw_scores else None,
         )
         results = await classifier.ask(question, model, request.receive)
         ranked = [ranked_labels(one.scores, model) for one in scored(question, model, results)]
-        response.headers.update(measured(model, inputs, results, request.state.arrived_s))
+        response.headers.update(measured(model, inputs, results))
         return ranked[0] if alone else ranked
 
     asks: dict[str, Any] = {
@@ -147,7 +146,7 @@ def router(registry: Registry, classifier: Classifier, settings: Settings) -> AP
 
     @routes.get("/info", summary="What is served", responses=_ERRORS)
     async def info() -> Info:
-        return info_of(registry.get(), settings)
+        return info_of(registry.get(asks=False), settings)
 
     return routes
 

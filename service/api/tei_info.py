@@ -11,6 +11,7 @@ from service.engine.session_options import CPU
 from service.engine.tokenization import TextInput
 from service.model import Model
 from service.settings import Settings
+from service.visits import VISIT
 
 _TEI_VERSION = "1.8.2"  # whose answers these are
 
@@ -60,11 +61,9 @@ def info_of(model: Model, settings: Settings) -> Info:
     )
 
 
-def measured(
-    model: Model, inputs: Sequence[TextInput], results: Sequence[Classified], arrived_s: float
-) -> dict[str, str]:
+def measured(model: Model, inputs: Sequence[TextInput], results: Sequence[Classified]) -> dict[str, str]:
     """Return TEI's headers; times are whole milliseconds, the mean of the inputs."""
-    total_s = time.monotonic() - arrived_s
+    total_s = time.monotonic() - VISIT.get().arrived_s
     queue_s, inference_s = (
         sum(getattr(one, name) for one in results) / len(results) for name in ("queue_s", "inference_s")
     )

@@ -108,7 +108,6 @@ def router(registry: Registry, classifier: Classifier) -> APIRouter:
             )
         question = Question(
             body.input,
-            request.state.arrived_s,
             field="input",
             priority=Priority.BULK if body.priority > 0 else Priority.INTERACTIVE,
             function=Activation.NONE if body.use_activation is False else None,

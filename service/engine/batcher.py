@@ -36,7 +36,7 @@ from service.metrics import EngineMetrics
 log = logging.getLogger(__name__)
 
 Observe = Callable[[list[NDArray[np.float32]], list[Encoding]], None]
-"""Is told the outputs of a batch, and what was read for each."""
+"""Is told the outputs of a batch that are predictions, and what was read for each."""
 
 _PREPARED = 1  # batch that waits for a session, so that none stands idle until the event loop's next turn
 _THREADS_END_S = 2.0  # what `close` waits for threads: one that is left in ONNX Runtime can abort the ending process
@@ -99,6 +99,11 @@ class Batcher:
         """Whether a request of any size would be refused now, and for no other reason."""
         return self._queue.full and self.healthy and not self._closing
 
+    @property
+    def waiting_entries(self) -> int:
+        """How many entries wait for a batch or for the tokenizer."""
+        return self._queue.waiting_entries + self._queue.reserved_entries
+
     def refusal(self) -> QueueFullError:
         """Return what it would be refused with."""
         return self._refusals.full(1, "entries")
@@ -121,11 +126,14 @@ class Batcher:
         priority: Priority = Priority.INTERACTIVE,
         deadline_s: float | None = None,
         reading: Reading = HEAD,
+        observed: bool = True,
     ) -> asyncio.Future[list[Classified]]:
         """Accept a request whole, or refuse it at once; the future gets a result for each input or one ServiceError.
 
         Read in windows an input has a result for each of them, one after the other (`Encoding.windows` of the first
         are the others); read whole, the future gets InvalidInputError when one is too long.
+
+        What is not `observed` is computed like anything else and not counted as predictions.
 
         `deadline_s` is on the clock of `time.monotonic`: what has not begun by then is never run, and the request
         gets DeadlineError. Cancelling the future drops those of its entries that have not begun. Raises
@@ -144,7 +152,7 @@ class Batcher:
         if refusal := self._queue.reserve(count):
             raise self._refusals.explain(refusal, count, "entries")
         future: asyncio.Future[list[Classified]] = self._loop.create_future()
-        request = Request(future, inputs, priority, deadline_s, reading)
+        request = Request(future, inputs, priority, deadline_s, reading, observed=observed)
         self._requests.add(request)
         future.add_done_callback(partial(self._answered, request))
         if wait_s is not None:
@@ -233,8 +241,9 @@ class Batcher:
                 request.fail(InferenceError("inference failed; the service's log has the details"))
             else:
                 request.deliver(work, result, queue_s, outcome.took_s)
-                outputs.append(result)
-                encodings.append(work.encoding)
+                if request.observed:
+                    outputs.append(result)
+                    encodings.append(work.encoding)
         if outcome.retried:
             self._metrics.failed_batches.inc()
         elif rows:

@@ -15,7 +15,8 @@ class Decider:
         self.labels = manifest.labels
         self.multi_label = manifest.task is Task.MULTI_LABEL
         thresholds = manifest.thresholds or {}
-        self._thresholds = np.array([thresholds.get(label, _DEFAULT_THRESHOLD) for label in manifest.labels])
+        self.thresholds = {label: thresholds.get(label, _DEFAULT_THRESHOLD) for label in manifest.labels}
+        self._thresholds = np.array(list(self.thresholds.values()))
         self._abstention = None if manifest.abstention is None else manifest.abstention["threshold"]
 
     def predicted(self, scores: FloatArray) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """What one call of `Batcher.submit` is made of while it waits for its answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,15 @@ class Classified(NamedTuple):
     inference_s: float  # of its batch
 
 
+def input_ranges(results: Sequence[Classified]) -> Iterator[tuple[int, int]]:
+    """Yield where the results of each input begin and end."""
+    first = 0
+    while first < len(results):
+        end = first + 1 + len(results[first].encoding.windows)
+        yield first, end
+        first = end
+
+
 _PENDING = Classified(np.empty(0, dtype=np.float32), Encoding([], [], truncated=False), 0.0, 0.0)
 
 
@@ -28,7 +37,8 @@ class Request:
     """Inputs that are answered together, by a result for each in order or by one error.
 
     An input that is read in windows has a result for each window. `future` is what the caller awaits; it may be
-    cancelled. `deadline_s` is on the clock of `time.monotonic`.
+    cancelled. `deadline_s` is on the clock of `time.monotonic`. `observed` says whether its results are predictions,
+    which are counted.
     """
 
     __slots__ = (
@@ -37,6 +47,7 @@ class Request:
         "future",
         "inputs",
         "missing",
+        "observed",
         "priority",
         "reading",
         "results",
@@ -51,8 +62,11 @@ class Request:
         priority: Priority,
         deadline_s: float | None,
         reading: Reading = HEAD,
+        *,
+        observed: bool = True,
     ) -> None:
         self.reading = reading
+        self.observed = observed
         self.future = future
         self.inputs = inputs
         self.priority = priority

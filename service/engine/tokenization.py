@@ -38,6 +38,13 @@ class Reading(NamedTuple):
 HEAD = Reading()
 
 
+class Reach(NamedTuple):
+    """How far an input is read: its tokens, specials included, and the end of each of its texts in characters."""
+
+    tokens: int
+    ends: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """One tokenised input, special tokens included."""
@@ -158,6 +165,18 @@ class Tokenizer:
             windows=tuple(self._encoding(window) for window in more) if in_windows else (),
             offsets=_offsets(found) if self._offsets else None,
         )
+
+    def reach(self, given: TextInput) -> Reach:
+        """Return how far the head of an input is read: all of it, unless it is too long."""
+        (found,) = self._tokenizer.encode_batch([given])  # which lets other threads run, as `encode` does not
+        texts = (given,) if isinstance(given, str) else given
+        if not found.overflowing:
+            return Reach(len(found.ids), tuple(len(text) for text in texts))
+        ends = [0] * len(texts)
+        for part, (_, end) in zip(found.sequence_ids, found.offsets, strict=True):
+            if part is not None:
+                ends[part] = max(ends[part], end)
+        return Reach(len(found.ids), tuple(ends))
 
     def encode_with_offsets(self, inputs: Sequence[TextInput]) -> list[tuple[Encoding, list[tuple[int, int]]]]:
         """Tokenise, and give the characters that each token stands for: (begin, end), (-1, -1) for special tokens."""

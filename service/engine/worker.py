@@ -98,8 +98,8 @@ class Worker:
         if wanted:
             try:
                 found = self._call([batch.works[row] for row in wanted])
-            except BaseException:  # a panic in an extension, too
-                log.exception("inference failed on a batch of %d; running its entries alone", len(wanted))
+            except BaseException as error:  # a panic in an extension, too; it has seen token ids and no text
+                log.exception("inference failed on a batch of %d; running its entries alone: %s", len(wanted), error)
                 retried = True
                 found = [self._run_alone(batch.works[row]) for row in wanted]
             for row, result in zip(wanted, found, strict=True):
@@ -112,8 +112,8 @@ class Worker:
         self.calls += 1
         try:
             return self._call([work])[0]
-        except BaseException:
-            log.exception("inference failed on one entry of %d tokens", work.tokens)
+        except BaseException as error:
+            log.exception("inference failed on one entry of %d tokens: %s", work.tokens, error)
             return Missing.FAILED
 
     def _call(self, works: Sequence[Work]) -> list[NDArray[np.float32] | Missing]:

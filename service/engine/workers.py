@@ -78,7 +78,7 @@ class Workers:
         if error is None:
             self._changed()
             return
-        log.error("a session that hung could not be replaced", exc_info=error)
+        log.error("a session that hung could not be replaced: %s", error, exc_info=error)
         self._workers.discard(worker)
         if not self._workers:
             self._owner.die("no session is left")

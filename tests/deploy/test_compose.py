@@ -61,6 +61,15 @@ def test_only_the_front_door_listens_to_the_network() -> None:
     assert open_to_all == {"proxy", "limbeck-gpu"}
 
 
+def test_prometheus_scrapes_the_operators_port() -> None:
+    port = SERVICES["limbeck"]["environment"]["LIMBECK_OPERATIONS_PORT"]
+    assert port == SERVICES["limbeck-gpu"]["environment"]["LIMBECK_OPERATIONS_PORT"]
+    assert port in SERVICES["limbeck"]["expose"]
+    scraping = yaml.safe_load((TOP / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    (job,) = [job for job in scraping["scrape_configs"] if job["job_name"] == "limbeck"]
+    assert [str(found["port"]) for found in job["dns_sd_configs"]] == [port]
+
+
 def test_the_documents_list_every_variable() -> None:
     variables = set(re.findall(r"\$\{(\w+)", (TOP / "docker-compose.yml").read_text(encoding="utf-8"))) - {"NAME"}
     document = (TOP / "docs" / "docker.md").read_text(encoding="utf-8")

@@ -119,7 +119,8 @@ def test_parts_find_one_another(entry: str) -> None:
     (container,) = template["spec"]["containers"]
     ports = {port["name"] for port in container["ports"]}
     assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    assert {probe["httpGet"]["port"] for key, probe in container.items() if key.endswith("Probe")} == ports
+    probes = {key: probe["httpGet"]["port"] for key, probe in container.items() if key.endswith("Probe")}
+    assert probes == {"startupProbe": "http", "readinessProbe": "http", "livenessProbe": "operations"}
     assert template["spec"]["serviceAccountName"] == one(entry, "ServiceAccount")["metadata"]["name"]
 
 
@@ -132,6 +133,20 @@ def test_the_service_monitor_leads_to_the_job_that_the_alerts_ask_for(entry: str
     assert labels[monitor["spec"]["jobLabel"]] == "limbeck"
     names = {port["name"] for port in service["spec"]["ports"]}
     assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= names
+
+
+@pytest.mark.parametrize("entry", ["base", "overlays/gpu", "overlays/autoscaled"])
+def test_clients_and_prometheus_reach_a_port_each(entry: str) -> None:
+    (container,) = one(entry, "Deployment")["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {"name": "LIMBECK_OPERATIONS_PORT", "value": str(ports["operations"])} in container["env"]
+    let_in = {}
+    for rule in one(entry, "NetworkPolicy")["spec"]["ingress"]:
+        for peer in rule["from"]:
+            let_in[next(iter(peer["podSelector"]["matchLabels"]))] = [port["port"] for port in rule["ports"]]
+    assert let_in == {"limbeck-client": ["http"], "app.kubernetes.io/name": ["operations"]}
+    (endpoint,) = one(entry, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["port"] == "operations"
 
 
 def test_a_pod_has_time_to_finish() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle import LAYOUT, write_bundle
-from tests.docker.engine import Project, built, needs_disk, project
+from tests.docker.engine import Project, built, docker, needs_disk, project
 from tests.support.bundles import LABELS, make_bundle
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("engine")]
@@ -40,7 +40,11 @@ def test_serves_a_bundle(serving: Project, bundles: Path):
     assert_answers_as_recorded(serving, bundles / "tiny")
     with serving.client() as client:
         assert client.get("/health/live").status_code == 200
+        assert client.get("/metrics").status_code == 404
+        pages = [client.get(path).status_code for path in ("/playground", "/playground/static/playground.js")]
+    with serving.client(port=9000) as client:
         metrics = client.get("/metrics")
+    assert pages == [200, 200]
     assert metrics.status_code == 200
     assert "limbeck_" in metrics.text
 
@@ -49,6 +53,12 @@ def test_a_bundle_can_be_mounted_by_itself(cpu_image: str, bundles: Path):
     with project("limbeck", {"LIMBECK_IMAGE": cpu_image}, bundles / "tiny") as serving:
         serving.up()
         assert_answers_as_recorded(serving, bundles / "tiny")
+
+
+def test_the_image_has_at_most_600_mb(cpu_image: str):
+    size_mb = int(docker("image", "inspect", "--format", "{{.Size}}", cpu_image).stdout) / 1e6
+    print(f"\nthe image has {size_mb:.0f} MB")  # noqa: T201
+    assert size_mb <= 600
 
 
 def test_is_healthy_by_its_own_health_check(serving: Project):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.api.heads import Heads
 from service.app import create_app
+from service.settings import Settings
 from tests.service.helpers import Wire, lifespan, pair_bundle, post, post_scope, running, settings_for, until
 from tests.support.bundles import make_bundle
 
@@ -224,7 +225,7 @@ def test_what_is_not_ordinary_is_left_to_the_framework(served, headers):
 
 
 def test_remembered_heads_are_bounded():
-    heads = Heads(1000)
+    heads = Heads(Settings(bundles=("none",), max_body_bytes=1000))
     for number in range(5000):
         head = post(PATHS[0], GOOD, ("Content-Type", "application/json"), ("traceparent", str(number))).partition(b"{")[
             0

@@ -17,10 +17,11 @@ from bundle import LAYOUT, open_bundle
 from service import lifecycle as lifecycle_module
 from service.app import create_app
 from service.board import Seat
+from service.keys import make_key
 from service.model import Model, load_model
 from service.wishes import Report, Wishes, WishFolder
 from tests.service.helpers import Wire, changed, label_request, lifespan, settings_for, until
-from tests.service.test_keys import FILE, bearer
+from tests.service.test_keys import FILE, SECRETS, bearer
 from tests.service.test_server import free_port, process, wait_until_ready
 from tests.support.bundles import make_bundle
 
@@ -88,19 +89,20 @@ def test_a_swap_under_load_loses_no_request_and_changes_the_scores_between_two(t
     async def run():
         async with administered(tmp_path, tmp_path / "models") as client:
             key = ("Authorization", bearer("full")["Authorization"])
-            answers, stop = [], asyncio.Event()
+            answers, swapped, stop = [], asyncio.Event(), asyncio.Event()
 
             async def ask(directly: bool):
                 wire = Wire(client.app, asyncio.get_running_loop())
                 while not stop.is_set():
+                    asked_afterwards = swapped.is_set()
                     if directly:
                         head, body = label_request("very good").split(b"\r\n\r\n")
                         wire.protocol.data_received(head + b"\r\n%b: %b\r\n\r\n" % tuple(map(str.encode, key)) + body)
                         status, _, raw = await wire.answer()
-                        answers.append((status, json.loads(raw)))
+                        answers.append((asked_afterwards, status, json.loads(raw)))
                     else:
                         response = await client.post("/v1/classify", json={"inputs": "very good"})
-                        answers.append((response.status_code, response.json()))
+                        answers.append((asked_afterwards, response.status_code, response.json()))
                     await asyncio.sleep(0)
 
             asking = [asyncio.create_task(ask(directly)) for directly in (True, True, False)]
@@ -108,19 +110,20 @@ def test_a_swap_under_load_loses_no_request_and_changes_the_scores_between_two(t
             shutil.rmtree(old.folder)
             new.folder.rename(old.folder)
             assert (await client.post("/v1/admin/models/tiny/load")).status_code == 200
-            swapped = len(answers)
-            await until(lambda: len(answers) > swapped + 50)
+            swapped.set()
+            await until(lambda: sum(asked_afterwards for asked_afterwards, _, _ in answers) > 50)
             stop.set()
             await asyncio.gather(*asking)
-            return answers, swapped
+            return answers
 
-    answers, swapped = asyncio.run(run())
-    assert {status for status, _ in answers} == {200}
-    scores = [answer["results"][0]["labels"][0]["score"] for _, answer in answers]
+    answers = asyncio.run(run())
+    assert {status for _, status, _ in answers} == {200}
+    scores = [answer["results"][0]["labels"][0]["score"] for _, _, answer in answers]
     kinds = sorted(set(scores), key=scores.index)
     assert len(kinds) == 2
     assert scores[:50] == [kinds[0]] * 50
-    assert set(scores[swapped:]) == {kinds[1]}
+    asked_afterwards = [score for (afterwards, _, _), score in zip(answers, scores, strict=True) if afterwards]
+    assert set(asked_afterwards) == {kinds[1]}
 
 
 @pytest.mark.parametrize("harm", ["hash", "golden", "missing"])
@@ -307,6 +310,32 @@ def test_a_request_that_has_chosen_a_model_is_answered_by_it(tmp_path, monkeypat
     assert asyncio.run(run()) == (404, [], 200, 0)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_keys_are_read_again_when_told_and_when_their_file_has_changed(tmp_path, monkeypatch, told):
+    """By a signal however long it is until the next look; by that look without a signal."""
+    make_bundle(tmp_path / "models" / "one", name="one")
+    monkeypatch.setattr(lifecycle_module, "_OFTEN_S", 3600 if told else 0.05)
+    new, entry = make_key("new")
+
+    async def run():
+        async with administered(tmp_path, tmp_path / "models") as client:
+
+            async def status(key):
+                headers = {"Authorization": f"Bearer {key}"}
+                return (await client.post("/v1/classify", json={"inputs": "good"}, headers=headers)).status_code
+
+            before = [await status(SECRETS["full"]), await status(new)]
+            (tmp_path / "keys.toml").write_text(entry)
+            if told:
+                client.app.state.lifecycle.reload()  # what SIGHUP calls
+            async with asyncio.timeout(20):
+                while await status(new) != 200:
+                    await asyncio.sleep(0.01)
+            return [*before, await status(SECRETS["full"])]
+
+    assert asyncio.run(run()) == [200, 401, 401]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_workers_follow_an_administrator_and_a_signal(tmp_path, workers):
     models = tmp_path / "models"
@@ -351,7 +380,7 @@ def test_a_worker_that_starts_again_keeps_out_what_was_unloaded(tmp_path):
     make_bundle(models / "one", name="one")
     make_bundle(models / "two", name="two")
     (tmp_path / "word").mkdir()
-    WishFolder(tmp_path / "word", 0).ask(lambda unloaded: unloaded | {"two"})
+    WishFolder(tmp_path / "word", 0).ask(lambda wishes: wishes._replace(unloaded=frozenset({"two"})))
 
     async def run():
         app = create_app(settings_for(model_folder=models, default_model="two"), seat=Seat(folder=tmp_path / "word"))
@@ -364,11 +393,12 @@ def test_a_worker_that_starts_again_keeps_out_what_was_unloaded(tmp_path):
 
 def test_wishes_are_numbered_and_reports_are_whole(tmp_path):
     first, second = WishFolder(tmp_path, 0), WishFolder(tmp_path, 1)
-    assert first.read() == Wishes(0, frozenset())
-    assert first.ask(lambda unloaded: unloaded | {"a"}) == 1
-    assert second.ask(lambda unloaded: unloaded | {"b"}) == 2
-    assert second.ask() == 3
-    assert first.read() == Wishes(3, frozenset({"a", "b"}))
+    assert first.read() == Wishes(0, 0, frozenset())
+    assert first.ask(lambda wishes: wishes._replace(unloaded=wishes.unloaded | {"a"})).number == 1
+    assert second.ask(lambda wishes: wishes._replace(unloaded=wishes.unloaded | {"b"})).number == 2
+    assert second.ask().number == 3
+    assert first.ask(look=False).number == 4
+    assert first.read() == Wishes(4, 3, frozenset({"a", "b"}))
     assert first.reported(1) == Report(-1, {})
     second.report(Report(3, {"c": "why"}))
     assert first.reported(1) == Report(3, {"c": "why"})

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.service.helpers import changed, reference_scores
+from tests.support.leaks import LEAKS
 
 
 def free_port() -> int:
@@ -23,13 +24,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class Server(subprocess.Popen):
+    """A service whose log is watched like those of all others, although the test reads it."""
+
+    def communicate(self, *arguments: object, **named: object) -> tuple[str, str]:
+        output, log = super().communicate(*arguments, **named)
+        LEAKS.look(log)
+        return output, log
+
+
 @contextlib.contextmanager
-def process(port: int, **settings: object) -> Iterator[subprocess.Popen]:
+def process(port: int, module: str = "service", **settings: object) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")}
     settings = {"workers": 1} | settings
     environment |= {f"LIMBECK_{name.upper()}": str(value) for name, value in settings.items()}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "service"],
+    running = Server(
+        [sys.executable, "-m", module],
         env=environment | {"LIMBECK_PORT": str(port)},
         stderr=subprocess.PIPE,
         text=True,
@@ -174,3 +184,20 @@ def test_packets_do_not_interrupt_the_model(tiny_bundle, workers):
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         serving = [running.pid] if workers == 1 else [int(pid) for pid in children[:workers]]
         assert {os.sched_getscheduler(pid) for pid in serving} == {os.SCHED_BATCH}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the limits of a process")
+def test_as_many_files_may_be_open_as_connections(tiny_bundle):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    port = free_port()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))  # what the process is started with
+    try:
+        with process(port, bundles=tiny_bundle.folder, max_connections=700) as running:
+            wait_until_ready(running, f"http://127.0.0.1:{port}")
+            limits = Path(f"/proc/{running.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found = int(next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3])
+    assert 700 < found < 1024 or found == hard

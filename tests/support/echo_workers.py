@@ -72,7 +72,7 @@ def main() -> None:
     listener.listen()  # whoever reads the port may connect
     print(listener.getsockname()[1], flush=True)  # noqa: T201
     supervisor.PAUSE_FOR_MENDING_S = 0.05
-    sys.exit(Supervisor(int(sys.argv[1]), listener, work, shutdown_timeout_s=5).run())
+    sys.exit(Supervisor(int(sys.argv[1]), [listener], work, shutdown_timeout_s=5).run())
 
 
 if __name__ == "__main__":
