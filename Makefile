@@ -12,11 +12,11 @@ export LIMBECK_TEST_DATA ?= $(realpath ../shared/data)
 endif
 
 # Everything that tests write lies in the checkout, what a killed process leaves included.
-PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingface $(BIN)/pytest --basetemp=.tmp/$@
+PYTEST = mkdir -p .tmp && TMPDIR=$(CURDIR)/.tmp HF_HOME=$(CURDIR)/.tmp/huggingface MPLCONFIGDIR=$(CURDIR)/.tmp/matplotlib $(BIN)/pytest --basetemp=.tmp/$@
 # Brings a Docker engine up where this workplace has a script for it; elsewhere the engine that answers is used.
 ENGINE = if [ -x ../shared/docker/engine-up.sh ]; then eval "$$(../shared/docker/engine-up.sh)"; fi;
 
-.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving bench-overhead bench-gpu bench-overload bench-soak lint format clean
+.PHONY: help install demo serve test test-all test-docker test-gpu bench-serving bench-overhead bench-gpu bench-overload bench-soak bench-steady lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-overload: $(INSTALLED) ## twice as many requests as the service can answer
 
 bench-soak: $(INSTALLED) ## a million requests of random length; memory must stay flat (REQUESTS=n for fewer)
 	$(BIN)/python -m benchmarks.serving.soak $(BUNDLE) $(if $(REQUESTS),--requests $(REQUESTS))
+
+bench-steady: $(INSTALLED) ## half an hour at 70 % of the highest rate; memory must stay flat
+	$(BIN)/python -m benchmarks.serving.steady $(BUNDLE)
 
 bench-overhead: $(INSTALLED) ## what the server costs beyond tokenizer and model, on BUNDLE (needs wrk and an idle machine)
 	$(BIN)/python -m benchmarks.serving.overhead $(BUNDLE) --workers 1 2 --guarded

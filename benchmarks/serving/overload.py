@@ -15,8 +15,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.serving import closed_loop, usage
@@ -30,7 +28,6 @@ HOST = "127.0.0.1"
 CONNECTIONS = (8, 32, 128)
 CLIENTS = 3072  # connections: more than wait in the service, so that none is missing
 LEAST_GOODPUT, MOST_REFUSAL_MS, MOST_GROWTH = 0.9, 5.0, 0.05
-SAMPLE_S = 1.0
 
 
 def main() -> int:
@@ -88,7 +85,7 @@ def overload(pid: int, port: int, requests: list[bytes], peak: float, arguments:
     for turn in range(arguments.rounds + 1):
         loop = OpenLoop(HOST, port, requests, max_connections=CLIENTS, grace_s=arguments.deadline_ms / 1000 + 1)
         loop.connect(CLIENTS)
-        with sampled_memory(pid) as samples:
+        with usage.sampled_memory(pid) as samples:
             found = loop.run(arguments.times * peak, arguments.seconds, seed=turn)
         if turn == 0:  # to warm up: the first full queue, the first so many connections
             continue
@@ -143,25 +140,6 @@ def median_and_p99_ms(seconds: list[float]) -> tuple[float, float]:
     """Return both in milliseconds; nan where there are none."""
     ordered = sorted(seconds)
     return 1000 * quantile(ordered, 0.5), 1000 * quantile(ordered, 0.99)
-
-
-@contextlib.contextmanager
-def sampled_memory(pid: int) -> Iterator[list[int]]:
-    """Give a list that fills with the service's memory in bytes while the body runs."""
-    samples = [usage.memory(pid).pss_bytes]
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(SAMPLE_S):
-            samples.append(usage.memory(pid).pss_bytes)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        ended.set()
-        thread.join()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """CPU time and memory of a process and everything below it, read from /proc."""
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+SAMPLE_S = 1.0
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -71,3 +75,22 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None  # it ended meanwhile
+
+
+@contextlib.contextmanager
+def sampled_memory(pid: int) -> Iterator[list[int]]:
+    """Give a list that fills with the service's memory in bytes while the body runs."""
+    samples = [memory(pid).pss_bytes]
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_S):
+            samples.append(memory(pid).pss_bytes)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
