@@ -1,10 +1,14 @@
 """A live endpoint that is asked for labels: several requests side by side, repeated where that may help."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import httpx
 
@@ -47,6 +51,7 @@ class Endpoint(Closing):
                 raise EndpointError(f"the environment variable {key_env}, which --api-key-env names, holds no key")
             headers["Authorization"] = f"Bearer {key}"
         self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._closed = Event()
         self._workers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="limbeck-diff")
 
@@ -85,8 +90,12 @@ class Endpoint(Closing):
         problem = ""
         for attempt in range(_ATTEMPTS):
             pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
+            if self._closed.is_set():
+                break
             try:
-                response = self._http.post(self.url, json=self.dialect.body(inputs))
+                response = self._http.post(
+                    self.url, json=self.dialect.body(inputs), extensions={"trace": self._remember}
+                )
             except httpx.TimeoutException:
                 problem = f"no answer within {self._http.timeout.read:g} s"
             except httpx.TransportError as error:
@@ -96,17 +105,26 @@ class Endpoint(Closing):
                     return response
                 problem = self._said(response)
                 pause = _asked_to_wait(response, pause)
-            if attempt < _ATTEMPTS - 1 and self._closed.wait(pause):
-                break
+            if attempt < _ATTEMPTS - 1:
+                self._closed.wait(pause)
         raise EndpointError(f"{self.url}: not answered in {_ATTEMPTS} attempts; the last: {problem}")
 
     def _said(self, response: httpx.Response) -> str:
         return f"status {response.status_code}: {' '.join(response.text.split())[:_MESSAGE_CHARACTERS]}"
 
+    def _remember(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the socket of a connection that has come about; httpx calls this at each step of a request."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
+
     def close(self) -> None:
-        """Close connections; what is under way ends soon and is not waited for."""
+        """Close connections, also those on which an answer is awaited; nobody waits for what is under way."""
         self._closed.set()
         self._workers.shutdown(wait=False, cancel_futures=True)
+        for one in list(self._sockets):
+            # to close a socket does not wake who reads from it, and the process would wait for him at its end
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
 

@@ -267,18 +267,22 @@ def test_what_a_user_can_mend(bundle: Bundle, tmp_path: Path, arguments: list[st
 
 
 def test_ctrl_c_is_one_line(bundle: Bundle, rows: Path) -> None:
-    waiting = threading.Event()
+    """Nobody waits for the answers that are under way."""
+    waiting, ended = threading.Event(), threading.Event()
 
     def answers(inputs: list[str]) -> Reply:
         waiting.set()
-        threading.Event().wait(1)
+        ended.wait(200)
         return good(inputs)
 
     with endpoint_that(answers) as (url, _):
-        process = start_limbeck("diff", url, bundle.folder, "--data", rows)
+        process = start_limbeck("diff", url, bundle.folder, "--data", rows, "--timeout-s", 200)
         assert waiting.wait(60)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            ended.set()
     assert process.returncode == 130, told
     assert told.decode().splitlines()[-1] == "stopped"
     assert b"Traceback" not in told

@@ -38,7 +38,10 @@ def result(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(one, id=name, marks=[pytest.mark.slow] * (name != "accumulated")) for name, one in OPTIONS.items()],
+)
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
     """Without dropout, which each draws for itself; the steps add up in another order, so the last bits differ."""
     run(tmp_path / "one", dict(options), dropout=False)
