@@ -9,9 +9,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.imports"])
 
@@ -54,6 +56,9 @@ def started(*arguments: object, setup: Callable[[], None] | None = None) -> Iter
     with tempfile.TemporaryDirectory(prefix="command-") as folder:
         words = [str(argument) for argument in arguments]
         process = _CONTEXT.Process(target=_main, args=(words, Path(folder), Path.cwd(), setup))
+        # the first command starts the process that others are forked from, which finds what to import only from here
+        with contextlib.chdir(_ROOT):
+            forkserver.ensure_running()
         process.start()
         try:
             yield Running(process, Path(folder))
