@@ -9,6 +9,7 @@ from torch import nn
 
 from compress import targets, teacher
 from compress.batches import TrainingSet
+from compress.ensemble import shared_rows
 from compress.models import load_classifier
 from compress.qat import fake_quantized
 from compress.recipe_training import Distill
@@ -65,9 +66,13 @@ class Lesson:
     @classmethod
     def of(cls, run: Run, tokenizer: Tokenizer, team: Team = ALONE) -> "Lesson":
         """Return what the recipe teaches."""
-        spec, folder = run.spec, run.folder("targets")
-        encoded = spec.encode(tokenizer, targets.transfer_set(run, folder), run.splits.labels)
-        data = TrainingSet(encoded, np.load(folder / targets.LOGITS, mmap_mode="r"))
+        spec, folder, labels = run.spec, run.folder("targets"), run.splits.labels
+        examples = targets.transfer_set(run, folder)
+        encoded, logits = spec.encode(tokenizer, examples, labels), np.load(folder / targets.LOGITS, mmap_mode="r")
+        if spec.row == "word":
+            teachers = Tokenizer(run.folder("teacher") / teacher.TOKENIZER, run.recipe.data.max_length)
+            encoded, logits = shared_rows(encoded, spec.encode(teachers, examples, labels), logits)
+        data = TrainingSet(encoded, logits)
         return cls(run, tokenizer, data, distillation(run.recipe.distill, multi_label=spec.multi_label), team)
 
     def teach(

@@ -1,4 +1,4 @@
-"""Several voices about the same rows, made into one."""
+"""What models with several tokenizers say of the same rows, put together."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,18 @@ class Average:
     def logits(self) -> FloatArray:
         """Return the average (R, C) float32."""
         return np.asarray(self._sum / self._weight[:, None], dtype=np.float32)
+
+
+def shared_rows(encoded: Encoded, own: Encoded, logits: FloatArray) -> tuple[Encoded, FloatArray]:
+    """Return `encoded` with the rows that `own` has too, and their logits (R, C) out of those of `own`.
+
+    Both are the same texts. Where tokenizers differ, a long text may be cut behind another word.
+    """
+    mine, theirs = _places(encoded), _places(own)
+    if np.array_equal(mine, theirs):
+        return encoded, logits
+    _, rows, at = np.intersect1d(mine, theirs, assume_unique=True, return_indices=True)
+    return encoded.keep(rows), logits[at]
 
 
 def _places(encoded: Encoded) -> NDArray[np.int64]:

@@ -45,6 +45,13 @@ class Encoded:
             return np.asarray(indices, dtype=np.int64)
         return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in indices], dtype=np.int64)
 
+    def keep(self, rows: IdArray) -> "Encoded":
+        """Return the same texts with only these of their rows, which rise; rows must be words."""
+        assert self.positions is not None  # noqa: S101
+        assert self.words is not None  # noqa: S101
+        first = np.searchsorted(rows, self.first)
+        return Encoded(self.encodings, self.targets[rows], first, self.positions[rows], self.words[rows])
+
     def texts_and_positions(self, indices: Sequence[int]) -> tuple[IdArray, IdArray] | None:
         """Return where in a batch of these texts their rows are, or None when the outputs are the rows."""
         if self.positions is None:

@@ -50,8 +50,8 @@ def make_student(run: Run, teacher: nn.Module, tokenizer: Path, path: Path) -> t
     else:
         reference = resolve_model(recipe.student.init, run.recipe_folder)
         save_tokenizer(load_tokenizer(reference), path)
-        if run.spec.row == "word" or recipe.distill.intermediate.used:
-            # rows and hidden states are compared token by token
+        if recipe.distill.intermediate.used:
+            # hidden states are compared token by token
             check_same_vocabulary(reference, Tokenizer(tokenizer, recipe.data.max_length))
         encoder = load_classifier(reference, labels, recipe.seed, run.spec, keep_head=False)
     student = student_of(encoder, recipe.student, labels, recipe.seed)

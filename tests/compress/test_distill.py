@@ -14,14 +14,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bundle import Task
 from compress import distill, targets, teacher
 from compress.batches import predict_all
+from compress.data import load_splits
 from compress.errors import ModelError
+from compress.recipe import Data
 from compress.recipe_training import Lora
 from compress.stage import CHECKPOINTS
 from compress.student import make_student
+from compress.tasks import SPECS
 from service.engine.tokenization import Tokenizer
 from tests.support.bundles import tiny_tokenizer
-from tests.support.models import save_tiny_model
+from tests.support.command import limbeck
+from tests.support.models import save_tiny_model, write_tiny_recipe
 from tests.support.runs import Finished, reopened, stage_folder
+from tests.support.tokenizers import wordpiece
 
 DONE = ("teacher", "targets")
 
@@ -142,11 +147,11 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("stranger"), layers=1, seed=9, tokenizer=other_tokenizer())
 
 
-@pytest.mark.parametrize("task", [Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.PAIR])
+@pytest.mark.parametrize("task", [Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.PAIR, Task.TOKEN_CLASSIFICATION])
 def test_a_student_with_another_tokenizer(
     finished: Callable[[str], Finished], stranger: Path, tmp_path: Path, task: Task
 ) -> None:
-    """Rows are texts, so only the texts must be the same; the student keeps its own tokenizer."""
+    """Rows are texts or words, so only those must be the same; the student keeps its own tokenizer."""
     run, summary = distilled(finished(task), tmp_path, f"student.init={stranger}", "distill.learning_rate=4e-3")
     own = FastTokenizer.from_file(str(run.folder("distill") / distill.TOKENIZER))
     assert own.get_vocab() == AutoTokenizer.from_pretrained(stranger).get_vocab()
@@ -154,10 +159,28 @@ def test_a_student_with_another_tokenizer(
     assert summary["validation_score"] > 0.7
 
 
+def test_a_tagger_whose_tokenizer_cuts_texts_elsewhere_becomes_a_bundle(tmp_path: Path) -> None:
+    """It splits words into pieces, so it sees fewer of them than its teacher; from the recipe to a bundle."""
+    pieces = save_tiny_model(
+        tmp_path / "pieces", layers=1, seed=9, tokenizer=wordpiece(), vocabulary=wordpiece().get_vocab_size()
+    )
+    recipe = write_tiny_recipe(tmp_path, Task.TOKEN_CLASSIFICATION, student={"init": str(pieces), "layers": 1})
+    result = limbeck("compress", recipe, "--out", tmp_path / "out", "--set", "data.max_length=8", "--force")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert limbeck("verify", tmp_path / "out/bundle").returncode == 0
+    spec = SPECS[Task.TOKEN_CLASSIFICATION]
+    splits = load_splits(Data(folder=tmp_path / "data"), 13, spec)
+    students, teachers = (
+        spec.encode(Tokenizer(tmp_path / "out/work" / stage / "tokenizer.json", 8), splits.train, splits.labels)
+        for stage in ("distill", "teacher")
+    )
+    assert students.first[-1] < teachers.first[-1]
+
+
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        (Task.TOKEN_CLASSIFICATION, []),
+        (Task.TOKEN_CLASSIFICATION, ["distill.intermediate.hidden=1"]),
         (Task.SINGLE_LABEL, ["distill.intermediate.hidden=1"]),
         (Task.SINGLE_LABEL, ["distill.intermediate.relation=1"]),
     ],

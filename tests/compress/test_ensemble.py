@@ -8,7 +8,7 @@ import pytest
 
 from bundle import Task
 from compress import distill, targets, teacher
-from compress.ensemble import Average
+from compress.ensemble import Average, shared_rows
 from compress.rows import Encoded, one_row_each
 from service.engine.tokenization import Encoding, Tokenizer
 from tests.compress.test_targets import torch_rows
@@ -50,6 +50,21 @@ def test_words_that_another_tokenizer_cut_are_left_to_the_others() -> None:
     average.add(np.arange(6, dtype=np.float32)[:, None], 1.0, reference)
     average.add(np.empty((0, 1), dtype=np.float32), 1.0, words_of([], [], []))
     assert average.logits()[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_student_learns_of_the_words_that_its_teacher_saw() -> None:
+    students, teachers = words_of([0, 1, 2], [0], [0, 1]), words_of([0, 1], [0, 1], [])
+    logits = np.array([[10], [11], [12], [13]], dtype=np.float32)
+    rows, kept = shared_rows(students, teachers, logits)
+    assert kept[:, 0].tolist() == [10, 11, 12]
+    assert rows.first.tolist() == [0, 2, 3, 3]
+    assert rows.words is not None
+    assert rows.words.tolist() == [0, 1, 0]
+    assert rows.texts.tolist() == [0, 0, 1]
+    assert rows.encodings is students.encodings
+    same, unchanged = shared_rows(teachers, words_of([0, 1], [0, 1], []), logits)
+    assert same is teachers
+    assert unchanged is logits
 
 
 @pytest.mark.parametrize("task", [Task.SINGLE_LABEL, Task.TOKEN_CLASSIFICATION])
