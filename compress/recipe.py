@@ -224,13 +224,6 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _vocabulary_fits(self) -> "Recipe":
-        if self.vocabulary is None:
-            return self
-        if self.task is Task.TOKEN_CLASSIFICATION:
-            raise ValueError(
-                "vocabulary is for tasks with one answer a text: with other pieces other words are cut from long "
-                "texts, and the teacher's answers would be those of other words; leave it out"
-            )
-        if self.vocabulary.embedding_rank is not None and self.distill.fgm_epsilon:
+        if self.vocabulary and self.vocabulary.embedding_rank is not None and self.distill.fgm_epsilon:
             raise ValueError("distill.fgm_epsilon moves word embeddings, which embedding_rank replaces; leave one out")
         return self
