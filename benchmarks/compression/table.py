@@ -173,8 +173,11 @@ def build(
 
 
 def quantize_as_optimum_does(source: Path, target: Path) -> None:
-    """Write what optimum's AutoQuantizationConfig.avx512_vnni(is_static=False) makes of a model."""
-    options = {"WeightSymmetric": True, "ActivationSymmetric": False}
+    """Write what optimum's AutoQuantizationConfig.avx512_vnni(is_static=False) makes of a model.
+
+    A student's graph is fused already, which stands the stock method in good stead; what it cannot infer is float.
+    """
+    options = {"WeightSymmetric": True, "ActivationSymmetric": False, "DefaultTensorType": onnx.TensorProto.FLOAT}
     quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
 
 
