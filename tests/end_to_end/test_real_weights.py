@@ -141,7 +141,7 @@ def test_a_slice_of_the_reviews_from_teacher_to_http(tmp_path: Path) -> None:
     assert int8.label_flips.value <= 0.02
     assert int8.batch_invariance is not None
     assert int8.batch_invariance.bit_equal
-    assert int8.batch_invariance.texts >= LIMIT
+    assert int8.batch_invariance.texts >= 500
     assert int8.onnx_bytes <= teacher.onnx_bytes / 4
     assert student.onnx_bytes > int8.onnx_bytes
     drawn = load_splits(Data(folder=EXAMPLE / "data", limit=LIMIT), 13, SPECS[Task.SINGLE_LABEL]).test
