@@ -117,7 +117,7 @@ class HuggingFace(Dialect):
 class OpenInference(Dialect):
     """The Open Inference Protocol's (V2), with the classification extension, which names labels."""
 
-    name = "v2"
+    name = "openinference"
 
     def path(self, given: str) -> str:  # noqa: D102
         return given if given.endswith("/infer") else f"{given}/infer"

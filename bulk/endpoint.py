@@ -39,7 +39,7 @@ class Endpoint(Closing):
             raise EndpointError(f"{url}: expected http://HOST:PORT/PATH without user, query and fragment")
         path = parts.path.rstrip("/")
         self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels)
-        if self.dialect.name == "v2" and not path:
+        if self.dialect.name == "openinference" and not path:
             raise EndpointError(f"{url}: expected a model in the path, such as /v2/models/NAME")
         if self.dialect.name == "kserve" and not path:
             raise EndpointError(f"{url}: expected a model in the path, such as /v1/models/NAME:predict")

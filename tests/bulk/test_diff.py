@@ -212,7 +212,7 @@ def test_an_endpoint_that_is_something_else(reply: Reply, message: str) -> None:
         ("/v1/models/m/versions/2", "native", "/v1/models/m/versions/2/classify"),
         ("/predict", "tei", "/predict"),
         ("/models/m", "huggingface", "/models/m"),
-        ("/v2/models/m", "v2", "/v2/models/m/infer"),
+        ("/v2/models/m", "openinference", "/v2/models/m/infer"),
         ("/classify", "vllm", "/classify"),
         ("/v1/models/m:predict", "kserve", "/v1/models/m:predict"),
     ],
@@ -252,7 +252,11 @@ def test_labels_without_names_must_be_the_bundles() -> None:
             1,
             "NONE, which --api-key-env names",
         ),
-        (["http://h:1", "{bundle}", "--data", "{empty}", "--dialect", "v2"], 1, "expected a model in the path"),
+        (
+            ["http://h:1", "{bundle}", "--data", "{empty}", "--dialect", "openinference"],
+            1,
+            "expected a model in the path",
+        ),
         (["http://h:1/classify", "{pairs}", "--data", "{empty}"], 1, "takes single texts, but the bundle compares two"),
     ],
 )
