@@ -9,10 +9,13 @@ students begin as MiniLM and not as the teacher itself.
 A killed run goes on where it was; what is done is not made again. The rows are those of each bundle's manifest: INT8 on
 the test split, ONNX Runtime, one thread, batch 1, real lengths, all models in turns. An aim counts as reached when the
 lower end of the retained share's paired 95 % interval is, and speed and size are. `--rows` prints what there is.
+`benchmarks.compression.table movie-reviews-pruned` then sets the students beside the stock INT8 of each and of the
+teacher.
 """
 
 import argparse
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import data_override, recipe_path
-from benchmarks.compression.students import copy_student
+from benchmarks.compression.students import KEPT, copy_student
 from compress.pareto import pareto
 from compress.pipeline import compress
 from compress.report import markdown_table
@@ -83,9 +86,23 @@ def main() -> None:
         compress(recipe_path(NAME), [*common, *TINY, begins, *arguments.set], out, console, force=True)
     manifests = {aim: arguments.out / wanted.bundle / "manifest.json" for aim, wanted in AIMS.items()}
     found = {aim: json.loads(path.read_text()) for aim, path in manifests.items() if path.is_file()}
+    for aim in found:
+        keep(arguments.out / AIMS[aim].bundle.parent, arguments.out / NAME, aim)
     if found:
         print("\n".join(markdown_table(HEADINGS, [row(aim, manifest) for aim, manifest in found.items()])))
         print(f"\nMachine: {next(iter(found.values()))['lineage']['machine']}.")
+
+
+def keep(run: Path, shared: Path, aim: str) -> None:
+    """Copy what benchmarks.compression.table measures; the teacher's tokenizer is that of the `shared` run."""
+    changed = {
+        "teacher.tokenizer.json": shared / "work/teacher/tokenizer.json",
+        "student.tokenizer.json": run / "bundle/tokenizer.json",
+    }
+    target = shared / "students" / aim
+    target.mkdir(parents=True, exist_ok=True)
+    for name, source in KEPT.items():
+        shutil.copyfile(changed.get(name, run / source), target / name)
 
 
 HEADINGS = ("aim", "accuracy [95 %]", "retained [95 %]", "speed-up", "size", "what is asked for", "reached")
