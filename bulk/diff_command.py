@@ -39,7 +39,7 @@ def diff(
     dialect: Annotated[
         str | None,
         typer.Option(
-            help="native, tei, huggingface, openinference, vllm or kserve.  [default: the one that the URL's path is of]"
+            help="native, tei, huggingface, openinference, vllm or kserve.  [default: the one of the URL's path]"
         ),
     ] = None,
     api_key_env: Annotated[

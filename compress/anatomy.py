@@ -144,7 +144,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         reader = _reader(source)
     except AttributeError as error:
         raise ModelError(
-            f"a model of type {family!r} cannot be pruned; expected a classifier of {KNOWN}, or leave out `target`"
+            f"a model of type {family!r} cannot be pruned; expected a classifier of {KNOWN}, or leave out `target` "
+            "and `vocabulary.embedding_rank`"
         ) from error
     return Anatomy(layer_list, layers, body.embeddings, getattr(body, "embeddings_project", None), reader)
 

@@ -18,12 +18,12 @@ from torch import nn
 from compress import teacher
 from compress.anatomy import anatomy_of
 from compress.cut import Kept, cut
-from compress.errors import QuantizeError, RecipeError
+from compress.errors import RecipeError
 from compress.export import export_model, optimize
 from compress.graph import Graph
 from compress.latency import Timed, measure_latency
 from compress.latency_table import measure_curves
-from compress.mask_search import Costs
+from compress.mask_search import Costs, fewest_blocks
 from compress.models import load_classifier
 from compress.quantize_weights import MIN_MATRIX_ELEMENTS
 from compress.recipe_target import Target
@@ -50,13 +50,27 @@ class Meter:
     known: dict[str, Any]
 
     @classmethod
-    def open(cls, run: Run, target: Target, tokenizer: Tokenizer, scratch: Path, recorded: Any) -> "Meter":
-        """Go on with the measurements of a run that was killed, or with `recorded` ones; raises RecipeError."""
+    def open(
+        cls, run: Run, target: Target, student: nn.Module, tokenizer: Tokenizer, scratch: Path, recorded: Any
+    ) -> "Meter":
+        """Go on with the measurements of a run that was killed, or with `recorded` ones of students like this one.
+
+        Raises RecipeError where those are of something else.
+        """
         scratch.mkdir(parents=True, exist_ok=True)
-        about = target.model_dump(mode="json", exclude={target.kind}) | {"of": target.kind}
+        vocabulary, prune = run.recipe.vocabulary, run.recipe.prune
+        about = target.model_dump(mode="json", exclude={target.kind}) | {
+            "of": target.kind,
+            "tokens_known": len(tokenizer.vocabulary()),
+            "embedding_rank": vocabulary and vocabulary.embedding_rank,
+            "head_width": anatomy_of(student).layers[0].head_width,
+            "prune": {"block": prune.block, "hidden": prune.hidden},
+            "method": run.recipe.quantize.candidates[0],
+        }
         known = read_json(scratch / COSTS) or recorded or {"about": about, "measured": {}}
         if known.get("about") != about:
-            raise RecipeError(f"prune.measurements: they are of {known.get('about')}; expected {about}")
+            found, expected = _differences(known.get("about"), about)
+            raise RecipeError(f"prune.measurements: they are of {found}; expected {expected}")
         write_atomic(scratch / COSTS, json.dumps(known))
         return cls(run, target, tokenizer, scratch, known)
 
@@ -100,6 +114,10 @@ class Meter:
             settings = self.run.recipe.prune
             self._remember("widths", hidden_widths(hidden, settings.block) if settings.hidden else [hidden])
         widths = [width for width in self.known["widths"] if width <= hidden]
+        if hidden not in widths:
+            raise RecipeError(
+                f"prune.measurements: they are of students {max(self.known['widths'])} wide; expected {hidden}"
+            )
         if self.target.kind == "size_mb":
             per_layer = Costs(
                 dict.fromkeys(widths, 0.0),
@@ -125,6 +143,12 @@ class Meter:
             of_heads, of_neurons = (
                 {h: np.array(self.known[name][str(h)]) for h in widths} for name in ("heads", "neurons")
             )
+            most = len(of_heads[hidden]) - 1, len(of_neurons[hidden]) - 1
+            if most[0] < heads or most[1] < neurons:
+                raise RecipeError(
+                    f"prune.measurements: they go up to {most[0]} heads and {most[1]} neurons a layer; expected "
+                    f"{heads} and {neurons}"
+                )
             per_layer = Costs(dict.fromkeys(widths, 0.0), of_heads, of_neurons)
         return self._fitted(per_layer, student)
 
@@ -133,8 +157,9 @@ class Meter:
         settings, small = self.run.recipe.prune, copy.deepcopy(student)
         anatomy = anatomy_of(small)
         layers = (0,) if settings.layers else tuple(range(len(anatomy.layers)))
-        neurons = tuple(tuple(range(min(settings.block, anatomy.layers[layer].neurons))) for layer in layers)
         width = min(self.known["widths"]) if "widths" in self.known else anatomy.hidden
+        fewest = settings.block * fewest_blocks(width, settings.block, MIN_MATRIX_ELEMENTS)
+        neurons = tuple(tuple(range(min(fewest, anatomy.layers[layer].neurons))) for layer in layers)
         cut(small, Kept(layers, ((0,),) * len(layers), neurons, tuple(range(width))))
         return small, self.cost(small)
 
@@ -166,9 +191,9 @@ class Meter:
                 timed["teacher"] = self._teacher()
             rounds = self.run.recipe.evaluate.latency_rounds
             found = measure_latency(timed, rounds, _QUIET, sizes=(1,), threads=self.target.threads)
-            own = found["student"][1].fastest_ms
             if not self._is_ratio:
-                return own
+                return found["student"][1].median_ms  # what the report compares with the target
+            own = found["student"][1].fastest_ms
             # the teacher's time beside this student's: a machine that is slower now is so for both
             of_teacher = found["teacher"][1].fastest_ms
             if "teacher_ms" not in self.known:
@@ -187,10 +212,7 @@ class Meter:
         texts = self.tokenizer.encode([example.input for example in examples])
         method, pad_id = recipe.quantize.candidates[0], self.tokenizer.pad_id
         make = quantizer(method, recipe.quantize, whole, texts, pad_id, _QUIET, self.scratch)
-        try:
-            onnx.save(make(onnx.load(whole), frozenset()), path)
-        except QuantizeError:  # every matrix is too small for INT8
-            path.write_bytes(whole.read_bytes())
+        onnx.save(make(onnx.load(whole), frozenset()), path)
 
     def _texts(self, tokenizer: Tokenizer) -> list[Encoding]:
         if self.target.kind == "latency_ms":
@@ -215,6 +237,13 @@ class Meter:
     def _remember(self, name: str, value: Any) -> None:
         self.known[name] = value
         write_atomic(self.scratch / COSTS, json.dumps(self.known))
+
+
+def _differences(found: Any, expected: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the two say of the keys in which they differ."""
+    known = found if isinstance(found, dict) else {}
+    keys = [key for key in {**expected, **known} if known.get(key) != expected.get(key)]
+    return {key: known.get(key) for key in keys}, {key: expected.get(key) for key in keys}
 
 
 def same_length(tokenizer: Tokenizer, tokens: int) -> list[Encoding]:

@@ -4,9 +4,11 @@ CompressError
 ├── RecipeError      the recipe is not valid: unknown key, wrong value, missing file
 ├── DataError        the data is not usable; names file and line
 ├── ModelError       a teacher or student cannot be loaded or built
+│   └── UnloadableError  its files are not there, or cannot be read or written
 ├── LlmError         a language model that labels texts cannot be used, or stopped answering
 ├── TrainingError    training cannot go on (for example, the loss is not finite)
-│   └── LostError    another process that trains with this one has ended
+│   ├── LostError    another process that trains with this one has ended
+│   └── UnsavedError  a checkpoint cannot be written
 ├── ExportError      the ONNX file does not do what the torch model does
 ├── QuantizeError    the graph holds nothing that can be quantised, or a weight left its half step
 ├── EvaluationError  a model gives what cannot be measured
@@ -32,6 +34,10 @@ class ModelError(CompressError):
     """A teacher or student cannot be loaded or built."""
 
 
+class UnloadableError(ModelError):
+    """A model's files are not there, or cannot be read or written."""
+
+
 class LlmError(CompressError):
     """A language model that labels texts cannot be used, or stopped answering."""
 
@@ -42,6 +48,14 @@ class TrainingError(CompressError):
 
 class LostError(TrainingError):
     """Another process that trains with this one has ended."""
+
+
+class UnsavedError(TrainingError):
+    """A checkpoint cannot be written."""
+
+
+FAULTS = (LostError, UnloadableError, UnsavedError)
+"""What is no fault of the recipe's values: the same run may pass later."""
 
 
 class ExportError(CompressError):

@@ -29,11 +29,13 @@ def factorize(model: nn.Module, rank: int) -> float:
     In place. The product is that of the truncated singular value decomposition, which no other of this rank beats in
     squared error (Eckart & Young 1936). Raises ModelError when `rank` saves nothing.
     """
+    check_rank(model, rank)
     old = _word_embeddings(model)
-    width = old.embedding_dim
-    if rank >= width:
+    rows, width = old.num_embeddings, old.embedding_dim
+    if rank * (rows + width) >= rows * width:
         raise ModelError(
-            f"vocabulary.embedding_rank: found {rank}; expected less than the width of the embeddings, {width}"
+            f"vocabulary.embedding_rank: found {rank}, which saves nothing for {rows} tokens {width} wide; expected "
+            f"at most {(rows * width - 1) // (rows + width)}"
         )
     table = old.weight.detach().double()
     # the right singular vectors and squared singular values of a tall table, from its small Gram matrix
@@ -47,6 +49,18 @@ def factorize(model: nn.Module, rank: int) -> float:
         new.table.weight.copy_(table @ vectors / root)
         new.project.weight.copy_(vectors * root)
     return float(squares[:rank].sum() / squares.sum())
+
+
+def check_rank(model: nn.Module, rank: int) -> None:
+    """Raise ModelError unless the embeddings of such a model can be factorized, whatever tokens it has in the end."""
+    try:
+        width = _word_embeddings(model).embedding_dim
+    except ModelError as error:
+        raise ModelError(f"vocabulary.embedding_rank: {error}") from error
+    if rank >= width:
+        raise ModelError(
+            f"vocabulary.embedding_rank: found {rank}; expected less than the width of the embeddings, {width}"
+        )
 
 
 def set_rank(model: nn.Module, rank: int) -> FactorizedEmbedding:
@@ -69,5 +83,5 @@ def _word_embeddings(model: nn.Module) -> nn.Embedding:
     embeddings: Any = anatomy_of(model).embeddings
     words = embeddings.word_embeddings
     if not isinstance(words, nn.Embedding):
-        raise ModelError("the word embeddings are factorized already; leave out vocabulary.embedding_rank")
+        raise ModelError("the word embeddings are factorized already; leave it out")
     return words

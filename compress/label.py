@@ -39,7 +39,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     asked = [*checks, *(run.unlabeled[index] for index in chosen)]
     prompts = [filled(template, example.text, example.text_pair, answers) for example in asked]
 
-    cache = run.out / "work" / CACHE if config.cache is None else run.recipe_folder / config.cache
+    cache = run.folder("label").parent / CACHE if config.cache is None else run.recipe_folder / config.cache
     found, tally, method = ask_all(
         config, run.recipe_folder, cache, prompts, answers, multi_label=spec.multi_label, console=run.console
     )

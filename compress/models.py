@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from bundle import sha256_file
-from compress.errors import ModelError
+from compress.errors import ModelError, UnloadableError
 from compress.tasks import TaskSpec
 from compress.widths import FILE as WIDTHS
 from compress.widths import load_cut
@@ -33,10 +33,10 @@ def resolve_model(reference: str, folder: Path | None = None) -> str:
     for candidate in (folder / reference if folder else None, Path(reference)):
         if candidate and candidate.is_dir():
             if not (candidate / "config.json").is_file():
-                raise ModelError(f"{candidate}: no config.json; expected a model saved with save_pretrained")
+                raise UnloadableError(f"{candidate}: no config.json; expected a model saved with save_pretrained")
             return str(candidate)
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
-        raise ModelError(f"{reference}: no such folder")
+        raise UnloadableError(f"{reference}: no such folder")
     return reference
 
 
@@ -85,7 +85,7 @@ def _from_pretrained(reference: str, spec: TaskSpec, **options: Any) -> nn.Modul
     except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and torch raise many kinds
-        raise ModelError(
+        raise UnloadableError(
             f"{reference}: cannot be loaded for {spec.task}: {_first_line(error)}; expected a local folder, "
             f"a hub id (needs a network) or {PACKAGE_PREFIX}NAME"
         ) from error
@@ -102,7 +102,7 @@ def load_tokenizer(reference: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(reference)
     except Exception as error:  # transformers and tokenizers raise many kinds
-        raise ModelError(f"{reference}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise UnloadableError(f"{reference}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{reference}: only tokenizers with a tokenizer.json can be served; this one has none")
     return tokenizer

@@ -55,8 +55,9 @@ def _reason(run: Run, target: Target) -> str:
     if pruned["steps"] and abs(pruned["measured"] / target.value - 1) > NEAR:
         reasons.append(f"the search found no shape nearer than {pruned['measured']:.3g}")
     if not reasons:
-        reasons.append(
-            f"it was {pruned['measured']:.3g} when it was cut, on validation texts: test texts have "
-            "other lengths, or the machine was busier"
-        )
+        why = {
+            "speedup": ", on validation texts: test texts have other lengths, or the machine was busier",
+            "latency_ms": ": the machine was busier, or less busy, then",
+        }
+        reasons.append(f"it was {pruned['measured']:.3g} when it was cut{why.get(target.kind, '')}")
     return "; ".join(reasons)

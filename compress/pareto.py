@@ -6,6 +6,7 @@ logits, distillation and vocabulary are shared.
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +21,16 @@ from compress import distill, package
 from compress.cost import Meter
 from compress.errors import GateError, RecipeError
 from compress.pipeline import alone, introduce, quiet_libraries, run_until
-from compress.prune import load_student, recorded
+from compress.prune import check_reachable, load_student, recorded
 from compress.recipe import Recipe
 from compress.recipe_file import load_recipe
 from compress.recipe_target import Target
 from compress.report import METRIC_NAMES, main_metric
-from compress.stage import Run, read_json, write_atomic
+from compress.stage import Run, fingerprint, read_json, write_atomic
+from compress.stage_inputs import read_by_prune
 from service.engine.tokenization import Tokenizer
 
-FOLDER, _POINTS, _SET = "pareto", "points.json", "pareto.json"
+FOLDER, _READ, _SET = "pareto", "read.json", "pareto.json"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def pareto(
         introduce(base)
         run_until(base, base.student_stages[-2])  # all but the pruning
         bundles, previous, refused = [], None, None
-        targets = _targets(base, recipe.target, wanted) if isinstance(wanted, int) else wanted
+        targets = _targets(base, recipe.target, wanted)
         for index, (folder, target) in enumerate(zip(folders, targets, strict=True)):
             console.rule(f"point {index + 1} of {number}")
             own = _recipe_of_point(recipe, recipe.target, target, index, number)
@@ -140,22 +142,26 @@ def points_table(points: Sequence[Point], title: str, metric: str) -> Table:
     return table
 
 
-def _targets(base: Run, target: Target, number: int) -> list[float]:
-    """Return the points' targets; measured once and kept, so that a run that goes on has the same ones."""
-    scratch = base.folder(FOLDER)
-    known = read_json(scratch / _POINTS)
-    asked = {"target": target.model_dump(mode="json"), "number": number}
-    if known is not None and known["asked"] == asked:
-        return [float(value) for value in known["targets"]]
+def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[float]:
+    """Return the points' targets, the strongest of which can be met; raises ModelError where it cannot.
+
+    What is measured for it is kept for the points, and for a run that goes on, until what they are cut from changes.
+    """
+    scratch, mark = base.folder(FOLDER), {"fingerprint": fingerprint(read_by_prune(base))}
+    if read_json(scratch / _READ) != mark:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        write_atomic(scratch / _READ, json.dumps(mark))
     source = base.before("prune")
     student = load_student(base, source / distill.MODEL)
     tokenizer = Tokenizer(source / distill.TOKENIZER, base.recipe.data.max_length)
-    meter = Meter.open(base, target, tokenizer, scratch, recorded(base))
+    strongest = target if isinstance(wanted, int) else target.model_copy(update={target.kind: wanted[-1]})
+    meter = Meter.open(base, strongest, student, tokenizer, scratch, recorded(base))
     begin = meter.value(meter.cost(student))
+    meter.costs(student)  # how narrow a student may become is known from then on
+    check_reachable(meter, student)
     meter.close()
-    values = spread(begin, target.value, number)
-    write_atomic(scratch / _POINTS, json.dumps({"asked": asked, "targets": values}))
-    return values
+    return spread(begin, target.value, wanted) if isinstance(wanted, int) else list(wanted)
 
 
 def _recipe_of_point(recipe: Recipe, target: Target, wanted: float, index: int, number: int) -> Recipe:

@@ -28,6 +28,7 @@ from compress.importance import Importance, measure_importance
 from compress.mask_search import Costs, Found, search, smallest
 from compress.models import load_classifier
 from compress.progress import track
+from compress.quantize_weights import MIN_MATRIX_ELEMENTS
 from compress.recipe_target import Target
 from compress.stage import CHECKPOINTS, Run, read_json, write_atomic
 from service.engine.tokenization import Tokenizer
@@ -51,11 +52,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     shutil.copyfile(source / distill.TOKENIZER, folder / distill.TOKENIZER)
     student = load_student(run, source / distill.MODEL)
     tokenizer = Tokenizer(folder / distill.TOKENIZER, recipe.data.max_length)
-    meter = Meter.open(run, recipe.target, tokenizer, scratch, recorded(run))
+    meter = Meter.open(run, recipe.target, student, tokenizer, scratch, recorded(run))
     begin, costs = meter.cost(student), meter.costs(student)
     cutter = _Cutter(run, recipe.target, Lesson.of(run, tokenizer), meter, costs, begin, scratch)
     run.console.print(f"  before: {meter.in_words(begin)}; wanted: {meter.in_words(meter.wanted)}", markup=False)
-    _check_reachable(meter, student)
+    check_reachable(meter, student)
     student, steps = cutter.cut_all(student)
     summary = cutter.lesson.teach_rounding(student, folder)
     teacher.save_model(student, folder / distill.MODEL)
@@ -82,15 +83,25 @@ def recorded(run: Run) -> dict[str, Any] | None:
     return found
 
 
-def _check_reachable(meter: Meter, student: nn.Module) -> None:
+_GIVE_WAY = {
+    "speedup": "ask for a lower speed-up",
+    "latency_ms": "allow more milliseconds",
+    "size_mb": "allow a larger file",
+}
+
+
+def check_reachable(meter: Meter, student: nn.Module) -> None:
+    """Raise ModelError when not even the smallest student that can be cut from this one meets the meter's target."""
     least, cost = meter.least(student)
     if cost > meter.wanted * (1 + NEAR):
         hidden, layers = shape_of(least)
+        settings = meter.run.recipe.prune
+        off = [f"allow prune.{name}" for name in ("layers", "hidden") if not getattr(settings, name)]
+        advice = [_GIVE_WAY[meter.target.kind], *off, "prune its vocabulary", "or start from a narrower student"]
         raise ModelError(
             f"target.{meter.target.kind}: found {meter.target.value:g}; the smallest student that can be cut from this "
             f"one ({len(layers)} layers of 1 head and {layers[0][1]} neurons, {hidden} wide) comes to "
-            f"{meter.in_words(cost)}; ask for less, allow prune.layers and prune.hidden, prune its vocabulary, or "
-            "start from a narrower student"
+            f"{meter.in_words(cost)}; {', '.join(advice)}"
         )
 
 
@@ -176,7 +187,11 @@ class _Cutter:
         one, whose costs are measured, by interpolation on logarithms; each cut that is measured narrows the bounds.
         """
         settings = self.run.recipe.prune
-        options: dict[str, Any] = {"block": settings.block, "skip_layers": settings.layers}
+        options: dict[str, Any] = {
+            "block": settings.block,
+            "matrix": MIN_MATRIX_ELEMENTS,
+            "skip_layers": settings.layers,
+        }
         least, cost = self.meter.least(student)
         low, high = (
             (self.costs.of(*shape_of(least)), cost),

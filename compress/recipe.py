@@ -223,6 +223,13 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _target_can_be_read(self) -> "Recipe":
+        target, longest = self.target, self.data.max_length
+        if target is not None and target.latency_ms is not None and target.tokens > longest:
+            raise ValueError(f"target.tokens: found {target.tokens}; expected at most data.max_length, {longest}")
+        return self
+
+    @model_validator(mode="after")
     def _vocabulary_fits(self) -> "Recipe":
         if self.vocabulary and self.vocabulary.embedding_rank is not None and self.distill.fgm_epsilon:
             raise ValueError("distill.fgm_epsilon moves word embeddings, which embedding_rank replaces; leave one out")

@@ -27,7 +27,7 @@ LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers"
 CHECKPOINTS = "checkpoints"
 """Folder in a stage's folder that outlives a kill."""
 _RECORD, _STARTED = "stage.json", "started.json"
-_SHARED = ("teacher", "targets", "distill", "vocabulary", "baselines")
+_SHARED = ("label", "teacher", "targets", "distill", "vocabulary", "baselines")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Run:
 
     def folder(self, stage: str) -> Path:
         """Return where a stage keeps its files."""
-        root = self.shared if self.shared is not None and stage in _SHARED else self.out
+        shared = stage.partition("-")[0] in _SHARED  # teacher-2 is a teacher, too
+        root = self.shared if self.shared is not None and shared else self.out
         return root / "work" / stage
 
     def files(self, stage: str) -> dict[str, str]:

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from compress.anatomy import anatomy_of
+from compress.errors import ModelError
+from compress.factorize import check_rank
 from compress.intermediate import IntermediateLoss
 from compress.models import (
     check_max_length,
@@ -17,6 +20,7 @@ from compress.models import (
     save_tokenizer,
 )
 from compress.narrow import student_of
+from compress.quantize_weights import MIN_MATRIX_ELEMENTS
 from compress.stage import Run
 from compress.tokens import check_kind
 from service.engine.tokenization import Tokenizer
@@ -31,11 +35,28 @@ def check_student(run: Run, teacher: nn.Module, tokenizer: Path, scratch: Path) 
         student, _ = make_student(run, teacher, tokenizer, scratch)
         if run.recipe.vocabulary is not None:
             check_kind(json.loads(scratch.read_text(encoding="utf-8")))
+            if run.recipe.vocabulary.embedding_rank is not None:
+                check_rank(student, run.recipe.vocabulary.embedding_rank)
     finally:
         scratch.unlink(missing_ok=True)
     inside_loss(run, student, teacher)
     if run.recipe.target is not None:
+        from compress.prune import recorded  # which needs this module
+
         anatomy_of(student)
+        recorded(run)
+    check_quantizable(student)
+
+
+def check_quantizable(student: nn.Module) -> None:
+    """Raise ModelError for a student in which INT8 has nothing to do."""
+    body: Any = student.base_model
+    sizes = [module.weight.numel() for module in body.modules() if isinstance(module, nn.Linear)]
+    if max(sizes, default=0) < MIN_MATRIX_ELEMENTS:
+        raise ModelError(
+            f"student: its largest matrix has {max(sizes, default=0)} numbers, and INT8 is for matrices of "
+            f"{MIN_MATRIX_ELEMENTS}; expected a student that is wider"
+        )
 
 
 def make_student(run: Run, teacher: nn.Module, tokenizer: Path, path: Path) -> tuple[nn.Module, Tokenizer]:

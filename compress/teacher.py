@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress import label
 from compress.batches import Batch, TrainingSet, predict_all
-from compress.errors import ModelError
+from compress.errors import UnloadableError
 from compress.examples import Example
 from compress.lora import merge, with_lora
 from compress.losses import hard_cross_entropy
@@ -143,4 +143,4 @@ def save_model(model: nn.Module, folder: Path) -> None:
         unwrapped.save_pretrained(folder)
         write_widths(model, folder)
     except SafetensorError as error:  # how safetensors says that the disk is full
-        raise ModelError(f"{folder}: the model cannot be written: {error}") from error
+        raise UnloadableError(f"{folder}: the model cannot be written: {error}") from error

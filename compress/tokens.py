@@ -7,7 +7,7 @@ What must stay beside the tokens that are asked for depends on how a tokenizer f
 - BPE joins neighbors by rank. All merges that lead to a kept piece stay, with the pieces between; leaving out others
   never puts another merge first.
 - Unigram takes the most probable cut. A cut into kept pieces stays the most probable one. The least probable piece
-  stays, too, since unknown characters are scored by it.
+  stays, too, since unknown characters are scored by it, and pieces with a character that has no piece of its own.
 
 Special tokens, single characters and bytes always stay. Ids keep their order and lose their gaps.
 """
@@ -50,6 +50,7 @@ def kept_ids(document: dict[str, Any], wanted: Collection[int]) -> list[int]:
     else:
         always.add(min(tokens, key=lambda index: model["vocab"][index][1]))
         always |= set() if model["unk_id"] is None else {model["unk_id"]}
+        kept |= set() if model.get("byte_fallback") else _with_lone_characters(set(tokens.values()))
     return sorted(always | {index for index, token in tokens.items() if token in kept})
 
 
@@ -100,6 +101,16 @@ def _with_characters_of_their_own(tokens: set[str], prefix: str) -> set[str]:
         letters = token.removeprefix(prefix) if inside else token
         rest = letters if inside else letters[1:]
         return (not inside and letters[:1] not in tokens) or any(f"{prefix}{letter}" not in tokens for letter in rest)
+
+    return {token for token in tokens if needed(token)}
+
+
+def _with_lone_characters(tokens: set[str]) -> set[str]:
+    """Return the pieces with a character that has no piece of its own, a word's first one also not after the mark."""
+
+    def needed(token: str) -> bool:
+        marked = token.startswith("▁") and "▁" not in tokens and token[:2] in tokens
+        return any(letter not in tokens for letter in (token[2:] if marked else token))
 
     return {token for token in tokens if needed(token)}
 

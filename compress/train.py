@@ -21,7 +21,7 @@ from compress.batches import (
     make_batch,
     rows_of,
 )
-from compress.errors import TrainingError
+from compress.errors import TrainingError, UnsavedError
 from compress.events import events
 from compress.intermediate import IntermediateLoss
 from compress.progress import track
@@ -277,7 +277,7 @@ def _save(path: Path, content: Any) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # a RuntimeError is how torch says that the disk is full
         temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path}: the checkpoint cannot be written; is the disk full?") from error
+        raise UnsavedError(f"{path}: the checkpoint cannot be written; is the disk full?") from error
     temporary.replace(path)
 
 

@@ -1,13 +1,14 @@
 """Search over keys of a recipe for the student that is best on the validation split; a killed search goes on."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from compress.errors import LostError, ModelError, RecipeError, TrainingError
+from compress.errors import FAULTS, ModelError, RecipeError, TrainingError
 from compress.pipeline import alone, quiet_libraries, run_until
 from compress.recipe import Range, Recipe, Tune
 from compress.recipe_file import load_recipe
@@ -54,15 +55,21 @@ def tune(recipe_path: Path, overrides: list[str], out: Path | None, console: Con
 
 def _score(recipe_path: Path, overrides: list[str], out: Path, console: Console) -> float | None:
     """Return the student's validation score, or None where these values cannot be trained with."""
-    run = Run(load_recipe(recipe_path, overrides), recipe_path.resolve().parent, out, console, {})
     try:
+        run = Run(load_recipe(recipe_path, overrides), recipe_path.resolve().parent, out, console, {})
         run_until(run, "distill")
-    except LostError:
-        raise
-    except (ModelError, TrainingError) as error:
+    except (ModelError, RecipeError, TrainingError) as error:
+        if isinstance(error, FAULTS):  # which other values would meet, too, and a later run may not
+            raise
         console.print(f"  given up: {error}", style="yellow", markup=False, soft_wrap=True)
         return None
-    return float(run.reports["distill"].summary["validation_score"])
+    score = run.reports["distill"].summary.get("validation_score")
+    if score is None:
+        raise RecipeError(
+            "tune: the student is all of its teacher, which is pruned first and taught then, so trials cannot be told "
+            "apart; leave target out while you search, or give student.layers fewer layers"
+        )
+    return float(score)
 
 
 def _study(recipe_path: Path, recipe: Recipe, out: Path, console: Console) -> "optuna.Study":
@@ -72,6 +79,7 @@ def _study(recipe_path: Path, recipe: Recipe, out: Path, console: Console) -> "o
 
     data = Run(recipe, recipe_path.resolve().parent, out, console, {}).splits.fingerprints()
     name = fingerprint([recipe, data])
+    _drop_half_a_line(out / "work" / _JOURNAL)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(out / "work" / _JOURNAL)))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # of a run that was killed
@@ -79,6 +87,13 @@ def _study(recipe_path: Path, recipe: Recipe, out: Path, console: Console) -> "o
     if over := _over(study):
         console.print(f"going on after {over} trials")
     return study
+
+
+def _drop_half_a_line(journal: Path) -> None:
+    """Cut off what a full disk or a kill left of a last line, which Optuna could not read."""
+    if journal.is_file():
+        content = journal.read_bytes()
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def _over(study: "optuna.Study") -> int:

@@ -82,6 +82,8 @@ def main() -> None:
         out = arguments.out / f"{NAME}-tiny"
         six_layers = (arguments.out / NAME / "six-layers").resolve()
         copy_student(arguments.out / NAME, six_layers)
+        for stage in ("teacher", "targets"):  # the same teacher, which is not taught again
+            shutil.copytree(arguments.out / NAME / "work" / stage, out / "work" / stage, dirs_exist_ok=True)
         begins = f"student.init={six_layers}"
         compress(recipe_path(NAME), [*common, *TINY, begins, *arguments.set], out, console, force=True)
     manifests = {aim: arguments.out / wanted.bundle / "manifest.json" for aim, wanted in AIMS.items()}

@@ -124,6 +124,27 @@ def test_neurons_go_in_blocks() -> None:
             assert found.kept.neurons == (tuple(np.sort(np.argsort(-scores)[:number]).tolist()),)
 
 
+def test_a_layer_keeps_a_matrix_that_is_large_enough() -> None:
+    """8 wide and of at least 400 numbers: 50 neurons, so two blocks of 32 in each layer, however little is wanted."""
+    random = np.random.default_rng(1)
+    scores = tuple(random.exponential(size=96) for _ in range(2))
+    given = Importance((np.ones(2),) * 2, scores, np.array([2000.0, 1000.0]), np.ones(8))
+    table = Costs({8: 0.0}, {8: np.zeros(3)}, {8: np.arange(97) * 1.0})
+    options = {"block": 32, "matrix": 400}
+    least = smallest(given, table, **options)
+    assert least.shape == (8, [(1, 64)])
+    assert search(given, table, 63, **options) is None
+    for budget, numbers in ((64, [64]), (128, [64, 64]), (161, [64, 96]), (192, [96, 96])):
+        found = search(given, table, budget, **options)
+        assert found is not None
+        assert sorted(neurons for _, neurons in found.shape[1]) == numbers
+        assert found.cost == sum(numbers)
+    best = search(given, table, 161, **options)
+    assert best is not None
+    for kept, importance_ in zip(best.kept.neurons, scores, strict=True):
+        assert set(np.argsort(-importance_)[:64].tolist()) <= set(kept)
+
+
 def test_the_smallest_is_as_small_as_can_be() -> None:
     given, table = importance(3), costs((2, HIDDEN))
     least = smallest(given, table, block=1)

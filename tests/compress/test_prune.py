@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from torch import nn
 
 from bundle import open_bundle
 from bundle.manifest import LatencyByBatch, SpeedupByBatch, TargetOutcome
-from compress import prune
+from compress import pareto, prune
 from compress.anatomy import anatomy_of
 from compress.cost import COSTS, Meter, hidden_widths, shape_key
 from compress.errors import ModelError, RecipeError
 from compress.models import load_classifier
 from compress.report import target_line
 from compress.stage import StageReport
+from compress.student import check_quantizable
 from tests.compress.test_faults import assert_one_message, run
 from tests.support.command import limbeck, started
 from tests.support.models import tiny_classifier, write_tiny_recipe
@@ -167,7 +169,7 @@ def pretend_curves(widths: list[int], heads: int, _: int, neurons: int, *__: Any
     )
 
 
-TIMED = ["target={speedup: 5}", "prune={steps: 2, texts: 32, block: 8}"]
+TIMED = ["target={speedup: 4}", "prune={steps: 2, texts: 32, block: 8}"]
 
 
 def test_a_speedup_is_searched_until_its_measurement_is_near(
@@ -177,7 +179,7 @@ def test_a_speedup_is_searched_until_its_measurement_is_near(
     monkeypatch.setattr("compress.cost.measure_curves", pretend_curves)
     first = reopened(pruned, tmp_path / "first", STAGES[:4], TIMED)
     found = prune.run(first, stage_folder(first, "prune"))
-    assert found["measured"] == pytest.approx(5, rel=0.1)
+    assert found["measured"] == pytest.approx(4, rel=0.1)
     assert found["before"] == pytest.approx(10 / 4.5, rel=0.1)
 
     # measurements of an earlier run in the place of the clock: the same student
@@ -217,6 +219,65 @@ def test_measurements_of_something_else_are_refused(
         prune.recorded(run)
 
 
+def test_measurements_of_other_students_are_refused(
+    pruned: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrower than the recipe allows, of another vocabulary, or without the student's own width."""
+    recorded = tmp_path / "costs.json"
+    again = ["target={size_mb: 0.14}", f"prune.measurements={recorded}"]
+    found = json.loads((pruned.out / "work/prune" / COSTS).read_text())
+    for changed, options, message in (
+        ({}, ["prune.hidden=true"], r"they are of {'prune': .*'hidden': False}}; expected {.*'hidden': True}}"),
+        ({"about": found["about"] | {"tokens_known": 9}}, [], r"they are of {'tokens_known': 9}; expected"),
+        ({"widths": [32, 40]}, [], "they are of students 40 wide; expected 64"),
+    ):
+        recorded.write_text(json.dumps(found | changed))
+        run = reopened(pruned, tmp_path / message[:20], STAGES[:4], [*again, *options])
+        with pytest.raises(RecipeError, match=f"prune.measurements: {message}"):
+            prune.run(run, stage_folder(run, "prune"))
+
+
+def test_what_a_set_measured_is_of_its_own_student(
+    pruned: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured again for another student or kind of target in the same folder, and not again for the same."""
+    asked: list[str] = []
+
+    def measured(meter: Meter, model: nn.Module) -> float:
+        asked.append(meter.target.kind)
+        return float(anatomy_of(model).hidden * len(anatomy_of(model).layers)) / 1000
+
+    monkeypatch.setattr(Meter, "_measure", measured)
+    monkeypatch.setattr("compress.cost.measure_curves", pretend_curves)
+
+    def targets(wanted: list[float] | int, *overrides: str) -> list[float]:
+        run = reopened(pruned, tmp_path / str(len(asked)) / str(wanted), STAGES[:4], overrides)
+        run.out = tmp_path / "set"
+        assert run.recipe.target is not None
+        return pareto._targets(run, run.recipe.target, wanted)
+
+    shutil.copytree(pruned.out / "work", tmp_path / "set/work")
+    small = "target={size_mb: 0.07}"
+    layers = "prune={layers: true, hidden: false}"
+    assert targets(2, small, layers) == [pytest.approx((0.128 * 0.07) ** 0.5, rel=0.01), 0.07]
+    known = len(asked)
+    assert targets(3, small, layers)[-1] == 0.07
+    assert targets([0.1, 0.08], small, layers) == [0.1, 0.08]
+    assert len(asked) == known
+    with pytest.raises(ModelError, match=r"target\.size_mb: found 0\.01; .*a larger file, allow prune.hidden, prune "):
+        targets([0.1, 0.01], small, layers)  # before any point is cut
+    targets(2, "target={latency_ms: 70}", layers)
+    assert asked[known:] == ["latency_ms"] * 2
+
+
+def test_stages_before_the_student_are_shared_by_all_points(pruned: Finished, tmp_path: Path) -> None:
+    """What a language model said is paid for once, and other teachers are taught once."""
+    run = replace(reopened(pruned, tmp_path, ()), out=tmp_path / "pareto/1", shared=tmp_path)
+    for stage in ("label", "teacher", "teacher-2", "targets", "distill", "vocabulary", "baselines"):
+        assert run.folder(stage) == tmp_path / "work" / stage
+    assert run.folder("prune") == tmp_path / "pareto/1/work/prune"
+
+
 def test_a_student_that_meets_its_target_is_not_cut(
     pruned: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +297,7 @@ def test_a_target_out_of_reach_says_how_near_it_came(
     monkeypatch.setattr(Meter, "_measure", pretended(0))
     monkeypatch.setattr("compress.cost.measure_curves", pretend_curves)
     run = reopened(pruned, tmp_path, STAGES[:4], ["target={speedup: 500}", "prune={}"])
-    with pytest.raises(ModelError, match=r"found 500; the smallest .*1 layers of 1 head.* comes to 1\d\."):
+    with pytest.raises(ModelError, match=r"found 500; the smallest .*1 layers of 1 head.* comes to 8\."):
         prune.run(run, stage_folder(run, "prune"))
 
 
@@ -244,7 +305,11 @@ def test_a_target_out_of_reach_says_how_near_it_came(
 def test_a_size_out_of_reach_is_one_message(pruned: Finished, tmp_path: Path) -> None:
     shutil.copytree(pruned.out / "work", tmp_path / "out/work")
     result = run(pruned.recipe, tmp_path / "out", "target.size_mb=0.01")
-    assert_one_message(result, "target.size_mb: found 0.01; the smallest student", "MB; ask for less")
+    assert_one_message(
+        result,
+        "target.size_mb: found 0.01; the smallest student",
+        "MB; allow a larger file, allow prune.layers, ",
+    )
 
 
 @pytest.mark.slow
@@ -280,6 +345,16 @@ def test_a_family_that_cannot_be_pruned_is_refused_before_anything_is_trained(tm
     assert result.returncode == 1
     assert "BERT" in result.stderr
     assert "fine-tuning" not in result.stdout
+
+
+def test_a_student_with_nothing_for_int8_is_refused() -> None:
+    config = transformers.BertConfig(
+        vocab_size=18, hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=1
+    )
+    with pytest.raises(ModelError, match=r"student: its largest matrix has 2048 numbers, and INT8 is for .* 4096"):
+        check_quantizable(transformers.BertForSequenceClassification(config))
+    config.intermediate_size = 128
+    check_quantizable(transformers.BertForSequenceClassification(config))
 
 
 def test_hidden_widths_are_shares_in_steps_of_32() -> None:

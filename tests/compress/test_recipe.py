@@ -50,6 +50,10 @@ def test_an_override_makes_the_parts_it_needs(tmp_path: Path) -> None:
         (MINIMAL + "distill: {epoch: 1}\n", "distill.epoch: unknown key; did you mean 'epochs'?"),
         (MINIMAL + "teacher: {model: m, fine_tune: {lerning_rate: 1}}\n", "did you mean 'learning_rate'?"),
         (MINIMAL + "quantize: {zzz: 1}\n", "quantize.zzz: unknown key; known keys: candidates, fp16, weight_bits"),
+        (
+            MINIMAL + "data: {folder: d, max_length: 40}\ntarget: {latency_ms: 2, tokens: 64}\n",
+            "target.tokens: found 64; expected at most data.max_length, 40",
+        ),
         (MINIMAL + "seed: -1\n", "seed: Input should be greater than or equal to 0 (found -1)"),
         (MINIMAL + "export: {opset: 11}\n", "export.opset"),
         (MINIMAL + "task: multi\n", "task: Input should be 'single-label', 'multi-label', 'pair' or"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer
 
 from compress.errors import ModelError
@@ -36,6 +36,23 @@ def pruned(tokenizer: Tokenizer, text: str = KEPT_WORDS) -> tuple[Tokenizer, lis
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Callable[[], Tokenizer]:
     return KINDS[request.param]
+
+
+def test_a_character_that_only_pieces_have_does_not_become_unknown() -> None:
+    """Of Unigram as of WordPiece; here no piece is "▁" alone or an "e" alone."""
+    pieces = ["<unk>", "▁the", "▁movie", "▁m", "o", "v", "i", "t", "h", "▁to", "ie"]
+    model = models.Unigram([(piece, -float(place)) for place, piece in enumerate(pieces)], unk_id=0)
+    old = Tokenizer(model)
+    old.pre_tokenizer = pre_tokenizers.Metaspace()
+    document = document_of(old)
+    ids = kept_ids(document, set(old.encode("to").ids))
+    new = Tokenizer.from_str(json.dumps(rebuilt(document, ids)))
+    assert {"▁the", "ie"} <= new.get_vocab().keys()
+    for text in ("the movie", "to", "movi", "tie the"):
+        assert "<unk>" not in [new.id_to_token(index) for index in new.encode(text).ids] or "<unk>" in [
+            old.id_to_token(index) for index in old.encode(text).ids
+        ]
+    assert new.encode("movie").tokens == ["▁movie"]
 
 
 def test_tokens_go_and_ids_have_no_gaps(kind: Callable[[], Tokenizer]) -> None:

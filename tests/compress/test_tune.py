@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from compress import errors, train
 from compress import tune as module
 from compress.errors import RecipeError, TrainingError
+from compress.stage import Run
 from compress.tune import tune
 from tests.support.command import limbeck, started
 from tests.support.runs import Finished
@@ -135,6 +137,62 @@ def test_a_killed_search_goes_on_in_its_trial(single: Finished, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     assert "distilling: resuming at step" in result.stdout
     assert len(json.loads((tmp_path / module.REPORT).read_text())["trials"]) == 2
+
+
+def test_values_that_do_not_go_together_are_given_up(single: Finished, tmp_path: Path) -> None:
+    """A temperature belongs to one of the losses alone: each value passes by itself."""
+    for stage in ("teacher", "targets"):
+        shutil.copytree(single.out / "work" / stage, tmp_path / "work" / stage)
+    found = {"distill.loss": ["mse", "kl"], "distill.temperature": [1.0, 4.0], "distill.epochs": [1]}
+    overrides = [space(found), "distill.loss=kl"]
+    best = tune(single.recipe, overrides, tmp_path, QUIET, 6)
+    trials = json.loads((tmp_path / module.REPORT).read_text())["trials"]
+    together = {tuple(row["set"][:2]): row["score"] for row in trials}
+    assert together[('distill.loss="mse"', "distill.temperature=4.0")] is None
+    assert together[tuple(best["set"][:2])] == best["score"]
+
+
+@pytest.mark.parametrize("kind", errors.FAULTS)
+def test_a_fault_is_no_trial(
+    kind: type[Exception], single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disk full, model not there: stop, and ask for the same values once that is mended."""
+    tried: list[list[str]] = []
+
+    def fail(run: Run, last: str) -> None:
+        tried.append([str(run.recipe.distill.learning_rate)])
+        raise kind("the disk is full")
+
+    monkeypatch.setattr(module, "run_until", fail)
+    for _ in range(2):
+        with pytest.raises(kind, match="the disk is full"):
+            searched(single, tmp_path, 3, {"distill.learning_rate": {"low": 1e-5, "high": 1e-2}})
+    assert tried[0] == tried[1]
+    assert not (tmp_path / module.REPORT).exists()
+
+
+def test_a_checkpoint_on_a_full_disk_is_such_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(errors.UnsavedError, match="is the disk full"):
+        train._save(tmp_path / "no such folder" / "checkpoint.pt", {})
+
+
+def test_half_a_line_of_the_journal_is_cut_off(
+    single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_scores(monkeypatch, lambda values: float(values["distill.learning_rate"]))
+    whole = searched(single, tmp_path, 3)
+    journal = tmp_path / "work" / "tune.journal"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')
+    assert searched(single, tmp_path, 5)[:3] == whole
+
+
+def test_a_student_that_is_its_teacher_gives_nothing_to_search_by(single: Finished, tmp_path: Path) -> None:
+    for stage in ("teacher", "targets"):
+        shutil.copytree(single.out / "work" / stage, tmp_path / "work" / stage)
+    layers = json.loads((single.out / "work/teacher/model/config.json").read_text())["num_hidden_layers"]
+    overrides = [space({"distill.epochs": [1, 2]}), f"student.layers={layers}", "target={size_mb: 0.1}"]
+    with pytest.raises(errors.RecipeError, match="trials cannot be told apart; leave target out"):
+        tune(single.recipe, overrides, tmp_path, QUIET, 2)
 
 
 def test_a_search_in_which_nothing_can_be_trained(

@@ -14,7 +14,7 @@ from compress.vocabulary import changed_share, cut_embeddings, prune_tokenizer
 from service.engine.tokenization import Tokenizer
 from tests.compress.test_faults import assert_one_message, run
 from tests.support.models import FAMILIES, tiny_classifier, write_tiny_recipe
-from tests.support.pruned import finish_pruned, piece_tokenizer, summary
+from tests.support.pruned import finish_pruned, piece_tokenizer, summary, write_pruned_recipe
 from tests.support.rows import read_lines
 
 KEPT = "a good movie was not dull"
@@ -93,6 +93,20 @@ def test_a_tokenizer_of_whole_words_is_refused_before_anything_is_trained(tmp_pa
     result = run(recipe, tmp_path / "out")
     assert_one_message(result, "the tokenizer is WordLevel", "expected WordPiece, BPE, Unigram")
     assert "fine-tuning" not in result.stdout
+
+
+def test_a_rank_that_saves_nothing_is_refused(tmp_path: Path) -> None:
+    """What the width says is known before anything is trained, the rest when the number of tokens is."""
+    recipe = write_pruned_recipe(tmp_path, target=None, prune=None, vocabulary={"embedding_rank": 64})
+    result = run(recipe, tmp_path / "out")
+    assert_one_message(result, "vocabulary.embedding_rank: found 64; expected less than the width of the embeddings")
+    assert "fine-tuning" not in result.stdout
+    model = tiny_classifier()
+    message = "found 40, which saves nothing for 18 tokens 64 wide; expected at most 14"
+    with pytest.raises(ModelError, match=message):
+        factorize(model, 40)
+    factorize(model, 14)
+    assert sum(p.numel() for p in model.get_input_embeddings().parameters()) < 18 * 64
 
 
 def test_a_run_with_fewer_tokens_and_factorized_embeddings(tmp_path: Path) -> None:
