@@ -1,9 +1,7 @@
-"""The endpoint's client, its cache and the labeler, against a server that speaks the same API and misbehaves."""
+"""The endpoint's client and the labeler, against a server that speaks the same API and misbehaves."""
 
 import asyncio
 import email.utils
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from rich.console import Console
 from compress import llm_client
 from compress.errors import LlmError
 from compress.llm_answers import default_prompt, filled
-from compress.llm_cache import AnswerCache, key_of
 from compress.llm_client import Endpoint, ExhaustedError, FilteredError, RejectedError, read_key
 from compress.llm_labeler import Tally, ask_all
 from compress.recipe_llm import Llm
@@ -378,52 +375,3 @@ def test_a_key_that_is_none_is_told_without_it(tmp_path: Path, content: str) -> 
             ) as e:
                 read_key(config(server, api_key_file=name), tmp_path)
             assert not content or content not in str(e.value)
-
-
-def test_a_cut_line_is_forgotten_and_written_over(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "answers.jsonl"
-    with AnswerCache(path) as cache:
-        cache.put("a", {"choices": [], "text": "ä\ud800\n"})
-        cache.put("b", {"choices": []})
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-5])
-    with AnswerCache(path) as cache:
-        assert cache.get("a") == {"choices": [], "text": "ä\ud800\n"}
-        assert cache.get("b") is None
-        cache.put("c", {})
-    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
-
-
-def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "answers.jsonl"
-    path.write_text('{"text": "my data"}\n')
-    with pytest.raises(LlmError, match=r"answers.jsonl:1: not an answer that was kept here"):
-        AnswerCache(path)
-    assert path.read_text() == '{"text": "my data"}\n'
-
-
-def test_two_runs_do_not_share_a_cache(tmp_path: Path) -> None:
-    path, message = tmp_path / "answers.jsonl", "another run is writing answers there"
-    with AnswerCache(path), pytest.raises(LlmError, match=message):
-        AnswerCache(path)
-    with AnswerCache(path):
-        assert path.exists()
-
-
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with AnswerCache(tmp_path / "answers.jsonl") as cache:
-        cache.put("a", {})
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"No space left on device: .*answers.jsonl"):
-            cache.put("b", {})
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
-
-
-def test_requests_that_differ_have_keys_that_differ() -> None:
-    keys = {key_of("http://a/v1", BODY, 0), key_of("http://a/v1", BODY, 1), key_of("http://b/v1", BODY, 0)}
-    keys.add(key_of("http://a/v1", BODY | {"n": 2}, 0))
-    assert len(keys) == 4
-    assert key_of("http://a/v1", dict(reversed(BODY.items())), 0) in keys
