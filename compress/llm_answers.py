@@ -106,11 +106,12 @@ def from_logprobs(tokens: Sequence[Mapping[str, Any]], answers: Sequence[str]) -
     `tokens` are those of `choices[].logprobs.content`: each has `token`, `logprob` and `top_logprobs`. The probability
     of every alternative goes to the only answer that begins so. Where several begin with the token that was chosen, the
     next token decides among them: P(label) = P(prefix) · P(rest | prefix). They add up to 1 afterwards; tokens that
-    name labels with less than half of the probability are no answer.
+    name labels with less than half of the probability are no answer. Nor are those that were chosen if they go on to
+    something else than the label that they began, as "It is French" does with Italian, or to another label.
     """
     wanted = [plain(answer) for answer in answers]
     mass = np.zeros(len(answers))
-    raw, reached = "", 1.0
+    raw, reached, decided = "", 1.0, None
     for token in tokens:
         chosen = str(token["token"])
         alternatives = {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()}
@@ -119,15 +120,22 @@ def from_logprobs(tokens: Sequence[Mapping[str, Any]], answers: Sequence[str]) -
             label = _decided(raw, piece, wanted)
             if label is not None:
                 mass[label] += reached * math.exp(min(logprob, 0.0))
-        if _decided(raw, chosen, wanted) is not None or not _beginning(_begun(raw + chosen), wanted):
+        decided = _decided(raw, chosen, wanted)
+        if decided is not None or not _beginning(_begun(raw + chosen), wanted):
             break
         raw += chosen
         reached *= math.exp(min(float(token["logprob"]), 0.0))
     else:
         if _begun(raw) in wanted:
-            mass[wanted.index(_begun(raw))] += reached
+            decided = wanted.index(_begun(raw))
+            mass[decided] += reached
+    if decided is None:
+        return None
+    text = plain("".join(str(token["token"]) for token in tokens))
+    cut_off = wanted[decided].startswith(text)
+    named = text.startswith(wanted[decided]) and named_label(text, answers) == decided
     total = float(mass.sum())
-    return mass / total if total >= _LEAST_MASS else None
+    return mass / total if total >= _LEAST_MASS and (cut_off or named) else None
 
 
 def from_votes(votes: Sequence[Sequence[int]], labels: int) -> Probabilities:

@@ -141,6 +141,30 @@ def test_tokens_that_name_no_label(tokens: tuple) -> None:
     assert from_logprobs(tokens, FILM) is None
 
 
+@pytest.mark.parametrize(
+    ("pieces", "answers"),
+    [
+        (["I", " would", " say", " relevant"], ["relevant", "irrelevant"]),
+        (["The", " text", " is", " about", " sports"], ["sports", "theater"]),
+        (["It", " is", " French"], ["French", "Italian"]),
+        (["Ne", "utral"], FILM),
+        (["As", " an", " AI", " I", " cannot"], ["Asia", "Europe"]),
+        (["Positive", " or", " negative"], FILM),
+    ],
+)
+def test_an_answer_that_goes_on_to_something_else(pieces: list[str], answers: list[str]) -> None:
+    """Its first token begins one label alone, and the whole is not that label."""
+    assert from_logprobs([token(piece, 1.0) for piece in pieces], answers) is None
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [("Ne",), ("Ne", "gative"), ("Ne", "gative", "."), ("negative", "<|im_end|>"), ('"', "neg", "ative", '"', "</s>")],
+)
+def test_an_answer_that_is_cut_off_or_ends_with_marks(pieces: tuple[str, ...]) -> None:
+    assert logprobs_of(*(token(piece, 1.0) for piece in pieces)) == pytest.approx([0.0, 1.0])
+
+
 def test_votes_are_shares() -> None:
     assert from_votes([[0], [0], [1], [0]], 3).tolist() == [0.75, 0.25, 0.0]
     assert from_votes([[0, 2], [], [2]], 3).tolist() == pytest.approx([1 / 3, 0, 2 / 3])
