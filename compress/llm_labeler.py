@@ -27,7 +27,7 @@ from compress.recipe_llm import Llm
 
 _TOP_LOGPROBS = 20
 """The most that OpenAI and vLLM give."""
-_FIRST_PROMPTS = 3
+_FIRST_PROMPTS = 5
 """So many are tried to find out whether the server gives log-probabilities."""
 _REJECTED_AT_FIRST = 4
 """So many rejections before any answer are not the texts' fault."""
@@ -100,32 +100,42 @@ class Labeler:
         self._endpoint = endpoint
         self._multi_label = multi_label
         self._successes = 0
+        self._one_at_a_time = False
         self._counted: set[str] = set()
         self.tally = Tally()
 
     async def choose_method(self, prompts: Sequence[str]) -> str:
         """Return `logprobs` or `votes`: what the recipe says, or what the server can do, by the first prompts.
 
-        Raises LlmError where the recipe asks for log-probabilities and the server gives none.
+        Only an answer that was given without log-probabilities shows that the server gives none: one that was refused,
+        filtered or rejected says something of its text. Raises LlmError where it shows that and the recipe asks for
+        them.
         """
-        if self._config.method == "votes" or self._multi_label:
+        wanted = self._config.method
+        if wanted == "votes" or self._multi_label:
             return "votes"
-        problem = ""
         for prompt in prompts[:_FIRST_PROMPTS]:
             try:
                 response = await self._response(self._greedy(prompt), 0)
-            except (RejectedError, FilteredError) as error:  # perhaps it does not know the field: votes will tell
-                problem = str(error)
+            except (RejectedError, FilteredError):
                 continue
             except ExhaustedError as error:
                 raise self._dead(error) from error
             if any(choice["logprobs"] for choice in response["choices"]):
                 return "logprobs"
-            problem = "the server returns no log-probabilities"
-            break
-        if self._config.method == "logprobs":
-            raise LlmError(f"{self._config.endpoint}: {problem}; set teacher.llm.method to votes")
-        return "votes"
+            if any(self._answers_without(choice) for choice in response["choices"]):
+                if wanted == "logprobs":
+                    raise LlmError(
+                        f"{self._config.endpoint}: the server returns no log-probabilities; set teacher.llm.method to "
+                        "votes"
+                    )
+                return "votes"
+        return "logprobs" if wanted == "logprobs" else "votes"  # perhaps it does not know the field: votes will tell
+
+    def _answers_without(self, choice: dict[str, Any]) -> bool:
+        """Return whether a choice without log-probabilities says something and is no refusal."""
+        named = named_label(said(choice), self._answers) is not None
+        return bool(choice["content"]) and kind_of(choice, named=named) is not Kind.REFUSED
 
     async def label_all(
         self, prompts: Sequence[str], method: str, done: Callable[[], None]
@@ -136,6 +146,7 @@ class Labeler:
         """
         found: dict[str, Probabilities] = {}
         waiting = iter(prompts)
+        self._successes = 0  # those of `choose_method` were of other requests
 
         async def work() -> None:
             for prompt in waiting:
@@ -162,7 +173,8 @@ class Labeler:
             self.tally.problem = str(error)
             if not self._successes and self.tally.texts["rejected"] >= _REJECTED_AT_FIRST:
                 raise LlmError(
-                    f"{self._config.endpoint}: answers none of the requests: {error}; look at teacher.llm.request"
+                    f"{self._config.endpoint}: answers none of the requests: {error}; look at teacher.llm.request and "
+                    "method"
                 ) from error
             return "rejected", None
         except ExhaustedError as error:
@@ -195,16 +207,27 @@ class Labeler:
         return (Kind.REFUSED if kinds[Kind.REFUSED] > kinds[Kind.UNPARSABLE] else Kind.UNPARSABLE), None
 
     async def _samples(self, prompt: str) -> list[dict[str, Any]]:
-        """Return as many answers as the recipe asks for, also of a server that gives fewer at a time."""
+        """Return as many answers as the recipe asks for, also of a server that gives fewer at a time, or only one."""
         wanted, choices = self._config.samples, list[dict[str, Any]]()
         body = self._body(prompt, self._config.temperature)
         turn = 0
         while len(choices) < wanted:
             missing = wanted - len(choices)
-            response = await self._response(body | ({"n": missing} if missing > 1 else {}), turn)
+            response = await self._several(body, missing, turn)
             choices += response["choices"][:missing]
             turn += 1
         return choices
+
+    async def _several(self, body: dict[str, Any], number: int, turn: int) -> dict[str, Any]:
+        """Return the response to a request for so many answers, or for one where that is all the server takes."""
+        if number > 1 and not self._one_at_a_time:
+            try:
+                return await self._response(body | {"n": number}, turn)
+            except RejectedError:  # of the number or of the text: one answer will tell
+                response = await self._response(body, turn)
+            self._one_at_a_time = True
+            return response
+        return await self._response(body, turn)
 
     def _greedy(self, prompt: str) -> dict[str, Any]:
         return self._body(prompt, 0.0) | {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}

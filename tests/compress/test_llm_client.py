@@ -133,6 +133,53 @@ def test_a_server_that_refuses_the_field_is_asked_for_votes(tmp_path: Path) -> N
         assert label(config(server), tmp_path)[2] == "votes"
 
 
+TOO_LONG = error(400, "maximum context length is 4096 tokens")
+FILTERED = completion([""], BODY, refusal="no")
+SORRY = completion(["I'm sorry, I can't help with that."], BODY)
+
+
+@pytest.mark.parametrize("method", ["auto", "logprobs"])
+def test_a_text_without_an_answer_does_not_choose_the_method(tmp_path: Path, method: str) -> None:
+    given = dict(zip(TEXTS, [FILTERED, TOO_LONG, SORRY, completion([""], BODY)], strict=False))
+    with serving(lambda body, number: given.get(text_of(body)) or with_logprobs(body, number)) as server:
+        found, tally, chosen = label(config(server, method=method), tmp_path)
+    assert chosen == "logprobs"
+    assert set(found) == set(PROMPTS[4:])
+    assert tally.texts == {"answered": len(TEXTS) - 4, "refused": 2, "rejected": 1, "unparsable": 1}
+
+
+@pytest.mark.parametrize(("method", "chosen"), [("auto", "votes"), ("logprobs", "logprobs")])
+def test_where_no_text_shows_what_the_server_can_the_recipe_decides(tmp_path: Path, method: str, chosen: str) -> None:
+    """Only so many are tried to find out."""
+    odd = set(TEXTS[:8])
+    with serving(lambda body, number: FILTERED if text_of(body) in odd else with_logprobs(body, number)) as server:
+        found, _, used = label(config(server, method=method, samples=1), tmp_path)
+        probing = [body for body in server.bodies if "logprobs" in body]
+    assert used == chosen
+    assert len(probing) == (5 if method == "auto" else len(TEXTS))
+    assert set(found) == set(PROMPTS[8:])
+
+
+def test_a_server_that_gives_one_answer_a_request_is_asked_once_for_each(tmp_path: Path) -> None:
+    """That it refuses more is found out once, and a text that it refuses alone is the text's fault."""
+
+    def rule(body: Body, number: int) -> Answer:
+        if body.get("n", 1) > 1:
+            return error(400, "n must be 1")
+        if text_of(body) == TEXTS[1]:
+            return TOO_LONG
+        return completion([("positive", "positive", "negative")[number]], body)
+
+    with serving(rule) as server:
+        settings = config(server, method="votes", samples=3, concurrency=1)
+        found, tally, _ = label(settings, tmp_path, PROMPTS[:6])
+        assert tally.texts == {"answered": 5, "rejected": 1}
+        assert all(votes.tolist() == pytest.approx([1 / 3, 2 / 3]) for votes in found.values())
+        assert [body.get("n") for body in server.bodies] == [3, *[None] * (5 * 3 + 1)]
+        again, tally, _ = label(settings, tmp_path, PROMPTS[:6])
+        assert (tally.kept_before, len(again)) == (15, 5)
+
+
 def test_votes_are_counted_whatever_a_server_gives_at_a_time(tmp_path: Path) -> None:
     """One sample a response, whatever n says; two of five for the other label."""
 
@@ -341,7 +388,19 @@ def test_an_endpoint_that_answers_no_request_says_why(tmp_path: Path) -> None:
     with serving(lambda *_: error(400, "temperature is not supported")) as server:
         with pytest.raises(LlmError, match="answers none of the requests: status 400: temperature is not supported"):
             label(config(server), tmp_path)
-        assert len(server.bodies) < 20
+        assert len(server.bodies) < len(PROMPTS)
+
+
+def test_that_the_method_was_found_out_is_no_answer_to_what_is_asked_then(tmp_path: Path) -> None:
+    """A server that answers the greedy request and none of those for votes."""
+
+    def rule(body: Body, number: int) -> Answer:
+        return with_votes(body, number) if "logprobs" in body else error(400, "temperature must be 0")
+
+    with serving(rule) as server:
+        with pytest.raises(LlmError, match="answers none of the requests: status 400: temperature must be 0"):
+            label(config(server), tmp_path)
+        assert len(server.bodies) < len(PROMPTS)
 
 
 def test_fields_of_the_request_can_be_added_and_taken_out(tmp_path: Path) -> None:
