@@ -69,11 +69,16 @@ class Endpoint:
         self._closed_until = 0.0
         self._answered_at = time.monotonic()
         self._over = asyncio.Event()
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=config.timeout_s,
-            limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=config.timeout_s,
+                limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise LlmError(
+                f"the proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be used: {error}"
+            ) from error
 
     async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the response to a request that was answered with 200: its choices and its usage.
@@ -86,8 +91,10 @@ class Endpoint:
             await self._turn()
             wait = None
             try:
-                response = await self._http.post(f"{self._config.endpoint}/chat/completions", json=dict(body))
-            except httpx.TimeoutException:
+                # httpx bounds each read alone, and an answer may come byte by byte
+                async with asyncio.timeout(self._config.timeout_s):
+                    response = await self._http.post(f"{self._config.endpoint}/chat/completions", json=dict(body))
+            except (TimeoutError, httpx.TimeoutException):
                 problem = f"no answer within {self._config.timeout_s:g} s"
             except (httpx.TransportError, httpx.DecodingError) as error:
                 problem = self._without_key(str(error) or type(error).__name__)
@@ -115,13 +122,17 @@ class Endpoint:
     async def _turn(self) -> None:
         """Wait until a request may begin."""
         await self._pause(0)
-        while (wait := self._closed_until - time.monotonic()) > 0:
-            await self._pause(wait)
-        if self._config.requests_per_minute is not None:
+        while True:
+            while (wait := self._closed_until - time.monotonic()) > 0:
+                await self._pause(wait)
+            if self._config.requests_per_minute is None:
+                return
             now = time.monotonic()
             start = max(now, self._next_start)
             self._next_start = start + 60 / self._config.requests_per_minute
             await self._pause(start - now)
+            if self._closed_until <= time.monotonic():  # else the endpoint asked to wait meanwhile
+                return
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -131,8 +142,8 @@ class Endpoint:
             raise asyncio.CancelledError
 
     async def _wait(self, waits: int, asked: float | None, problem: str) -> None:
-        """Let all requests wait as long as the endpoint asks, or longer each time where it does not say how long."""
-        wait = _growing(waits) if asked is None else asked
+        """Let all requests wait as long as the endpoint asks, and longer each time where that is not enough."""
+        wait = max(asked or 0.0, _growing(waits))
         if time.monotonic() + wait - self._answered_at > _LONGEST_WAIT_S:
             raise LlmError(f"{self._config.endpoint}: {problem}; it asks to wait {wait:.0f} s more; {_KEPT}")
         until = time.monotonic() + wait

@@ -17,6 +17,12 @@ def _checked_endpoint(value: str) -> str:
         raise ValueError("expected the base URL of an API, such as https://llm.example.com/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("expected no user, password, query or fragment; keys belong in api_key_env or api_key_file")
+    try:
+        usable = parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("expected a port from 1 to 65535")
     return value.rstrip("/")
 
 

@@ -1,7 +1,11 @@
 """The endpoint's client and the labeler, against a server that speaks the same API and misbehaves."""
 
 import asyncio
+import contextlib
 import email.utils
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -271,6 +275,66 @@ def test_an_answer_that_breaks_off_or_does_not_come_is_tried_again() -> None:
     with serving(slow) as server:
         assert ask(config(server, timeout_s=0.1))["choices"][0]["content"] == "positive"
         assert len(server.bodies) == 2
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for() -> None:
+    """Each byte in time, and all of them not."""
+    given_up = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n")
+                for _ in range(50):
+                    connection.sendall(b" ")
+                    if given_up.wait(0.05):
+                        break
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        settings = Llm(endpoint=url, model="m", retries=0, timeout_s=0.3)
+        try:
+            with pytest.raises(ExhaustedError, match=r"no answer within 0.3 s"):
+                ask(settings)
+        finally:
+            given_up.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("after", ["0", "Mon, 01 Jan 2024 00:00:00 GMT"])
+def test_being_asked_to_wait_no_time_still_makes_pauses(monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+    """They grow: 0.05, 0.1, 0.2 and 0.4 s, at least half of each."""
+    monkeypatch.setattr(llm_client, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(llm_client, "_LONGEST_PAUSE_S", 1.0)
+    with serving(scripted(*[error(429, "slow down", **{"retry-after": after})] * 4)) as server:
+        assert ask(config(server))["choices"]
+    assert server.times[-1] - server.times[0] >= 0.37
+
+
+def test_who_waits_for_his_slot_waits_as_the_endpoint_asks_meanwhile() -> None:
+    """The second request has its slot after half a second, and comes no earlier than the wait is over."""
+    with serving(scripted(error(429, "slow down", **{"retry-after": "1"}))) as server:
+
+        async def both() -> None:
+            async with Endpoint(config(server, requests_per_minute=120.0), None, lambda _: None) as endpoint:
+                await asyncio.gather(endpoint.ask(BODY), endpoint.ask(BODY))
+
+        asyncio.run(both())
+    assert len(server.times) == 3
+    assert server.times[1] - server.times[0] >= 0.9
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@127.0.0.1:9", "socks4://me:secret@127.0.0.1:9", "http://h:abc"])
+def test_a_proxy_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what httpx needs for SOCKS
+    settings = Llm(endpoint="https://llm.example.com/v1", model="m")
+    with pytest.raises(LlmError, match=r"the proxy of the environment \(HTTP_PROXY.*cannot be used: ") as caught:
+        ask(settings)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
