@@ -39,13 +39,13 @@ def diff(
     dialect: Annotated[
         str | None,
         typer.Option(
-            help="native, tei, huggingface, openinference, vllm or kserve.  [default: the one of the URL's path]"
+            help="native, tei, huggingface, openinference, vllm or kserve.  [default: the one that the URL's path says]"
         ),
     ] = None,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer of the endpoint.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the endpoint's next bytes.")] = 30.0,
     worst: Annotated[int, typer.Option(min=0, max=10_000, help="How many of the worst disagreements to show.")] = 10,
     min_agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 3 when a smaller share of the texts agrees.")

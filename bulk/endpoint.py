@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
 
 import httpx
@@ -33,10 +33,8 @@ class Endpoint(Closing):
     """
 
     def __init__(self, url: str, dialect: str | None, labels: Labels, *, key_env: str | None, timeout_s: float) -> None:
-        """Check the URL and the dialect; raises EndpointError."""
-        parts = urlsplit(url)
-        if not parts.hostname or parts.username or parts.query or parts.fragment:
-            raise EndpointError(f"{url}: expected http://HOST:PORT/PATH without user, query and fragment")
+        """Check the URL, the dialect and the key; raises EndpointError."""
+        parts = _checked(url)
         path = parts.path.rstrip("/")
         self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels)
         if self.dialect.name == "openinference" and not path:
@@ -44,13 +42,14 @@ class Endpoint(Closing):
         if self.dialect.name == "kserve" and not path:
             raise EndpointError(f"{url}: expected a model in the path, such as /v1/models/NAME:predict")
         self.url = f"{parts.scheme}://{parts.netloc}{self.dialect.path(path)}"
-        headers = {}
-        if key_env is not None:
-            key = os.environ.get(key_env, "").strip()
-            if not key:
-                raise EndpointError(f"the environment variable {key_env}, which --api-key-env names, holds no key")
-            headers["Authorization"] = f"Bearer {key}"
-        self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self._key = None if key_env is None else _read_key(key_env)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        try:
+            self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise EndpointError(
+                f"the proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be used: {error}"
+            ) from error
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._closed = Event()
         self._workers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="limbeck-diff")
@@ -75,8 +74,7 @@ class Endpoint(Closing):
             answers = self.dialect.read(response.json())
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise EndpointError(
-                f"{self.url}: its answer is none of the dialect {self.dialect.name}: "
-                f"{response.text[:_MESSAGE_CHARACTERS]}"
+                f"{self.url}: its answer is none of the dialect {self.dialect.name}: {self._words(response)}"
             ) from error
         except EndpointError as error:
             raise EndpointError(f"{self.url}: {error}") from error
@@ -110,7 +108,12 @@ class Endpoint(Closing):
         raise EndpointError(f"{self.url}: not answered in {_ATTEMPTS} attempts; the last: {problem}")
 
     def _said(self, response: httpx.Response) -> str:
-        return f"status {response.status_code}: {' '.join(response.text.split())[:_MESSAGE_CHARACTERS]}"
+        return f"status {response.status_code}: {self._words(response)}"
+
+    def _words(self, response: httpx.Response) -> str:
+        """Return what a server says, not too much of it and never the key."""
+        text = response.text.replace(self._key, "(the key)") if self._key else response.text
+        return " ".join(text.split())[:_MESSAGE_CHARACTERS]
 
     def _remember(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the socket of a connection that has come about; httpx calls this at each step of a request."""
@@ -126,6 +129,39 @@ class Endpoint(Closing):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         self._http.close()
+
+
+def _checked(url: str) -> SplitResult:
+    """Return the parts of a URL; raises EndpointError, which never holds it: a password may stand anywhere in it."""
+    expected = "expected http://HOST:PORT/PATH without user, password, query and fragment"
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise EndpointError(f"the endpoint's URL: found no port from 1 to 65535, or no URL at all; {expected}")
+    wrong = {
+        "no host": not parts.hostname,
+        "a user or password": "@" in parts.netloc,
+        "a query": bool(parts.query),
+        "a fragment": bool(parts.fragment),
+    }
+    found = [name for name, there in wrong.items() if there]
+    if found:
+        raise EndpointError(f"the endpoint's URL: found {' and '.join(found)}; {expected}")
+    return parts
+
+
+def _read_key(name: str) -> str:
+    """Return the key that an environment variable holds; raises EndpointError, which never holds it."""
+    key = os.environ.get(name, "").strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise EndpointError(
+            f"the environment variable {name}, which --api-key-env names, holds no key; expected one line of printable "
+            "ASCII characters"
+        )
+    return key
 
 
 def _asked_to_wait(response: httpx.Response, otherwise: float) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -205,6 +206,59 @@ def test_an_endpoint_that_is_something_else(reply: Reply, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://me:secret@h:1/x", "a user or password"),
+        ("http://:secret@h:1", "a user or password"),
+        ("http://h:1/x?key=secret", "a query"),
+        ("http://h:1/x#secret", "a fragment"),
+        ("http://me:secret@h:1/x?key=secret", "a user or password and a query"),
+        ("http://", "no host"),
+        ("http://h:99999/x", "no port from 1 to 65535"),
+        ("http://h:secret", "no port from 1 to 65535"),
+        ("http://[::1/secret", "or no URL at all"),
+    ],
+)
+def test_a_url_that_is_none_is_told_without_its_secrets(url: str, found: str) -> None:
+    with pytest.raises(EndpointError, match=f"the endpoint's URL: found .*{found}.*; expected http://HOST") as caught:
+        Endpoint(url, "native", LABELS, key_env=None, timeout_s=5)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["", "two secrets", "a secret\nof lines", "secr\xe9t"])
+def test_a_key_that_is_none_is_told_without_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("ENDPOINT_KEY", key)
+    message = "the environment variable ENDPOINT_KEY, which --api-key-env names, holds no key"
+    with pytest.raises(EndpointError, match=message) as caught:
+        Endpoint("http://h:1", None, LABELS, key_env="ENDPOINT_KEY", timeout_s=5)
+    assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 401, 422])
+def test_a_key_that_an_endpoint_repeats_is_not_told(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("ENDPOINT_KEY", "sk-secret")
+    with (
+        endpoint_that(lambda _: (status, {"error": "no such key: sk-secret"})) as (url, _),
+        Endpoint(url, None, LABELS, key_env="ENDPOINT_KEY", timeout_s=5) as opened,
+    ):
+        try:
+            (told,) = opened.answers(["a film"])
+        except EndpointError as error:
+            told = str(error)
+    assert "no such key: (the key)" in str(told)
+    assert "sk-secret" not in str(told)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@h:9", "socks4://me:secret@h:9", "http://h:abc"])
+def test_a_proxy_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what httpx needs for SOCKS
+    with pytest.raises(EndpointError, match=r"the proxy of the environment \(.*cannot be used: ") as caught:
+        Endpoint("http://example.com", None, LABELS, key_env=None, timeout_s=5)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("path", "dialect", "asked"),
     [
         ("", "native", "/v1/classify"),
@@ -246,7 +300,7 @@ def test_labels_without_names_must_be_the_bundles() -> None:
             2,
             "found 'x', expected one of native, tei",
         ),
-        (["http://me:pw@h:1", "{bundle}", "--data", "{empty}"], 1, "without user, query and fragment"),
+        (["http://me:pw@h:1", "{bundle}", "--data", "{empty}"], 1, "found a user or password; expected http://HOST"),
         (
             ["http://h:1", "{bundle}", "--data", "{empty}", "--api-key-env", "NONE"],
             1,
