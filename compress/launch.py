@@ -74,22 +74,41 @@ def _wait(started: list["subprocess.Popen[bytes]"], said: IO[bytes]) -> int:
     while True:
         codes = [process.poll() for process in started]
         if codes[0] is not None and (codes[0] != 0 or None not in codes):
-            return codes[0] if codes[0] >= 0 else 128 - codes[0]
+            if _killed(codes[0]):
+                _tell(0, codes[0], "")  # what it said is on the terminal
+            return _exit_code(codes[0])
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if failed is not None:
+            how = codes[failed] or 0
             try:
                 code = first.wait(_GRACE_S)  # it notices, and says so
-                return code if code >= 0 else 128 - code
             except subprocess.TimeoutExpired:
-                _tell(failed, codes[failed] or 0, said)
+                _tell(failed, how, _last_words(said))
                 return 1
+            if _killed(code):
+                # who ends by itself has noticed that another was killed
+                _tell(*((failed, how, _last_words(said)) if _killed(how) else (0, code, "")))
+            return _exit_code(code)
         time.sleep(_POLL_S)
 
 
-def _tell(rank: int, code: int, said: IO[bytes]) -> None:
-    """Say on standard error that a process is gone, in the words it left."""
+def _killed(code: int) -> bool:
+    """Return whether a signal ended a process, which then said nothing, other than Ctrl-C's."""
+    return code < 0 and code != -signal.SIGINT
+
+
+def _exit_code(code: int) -> int:
+    """Return a process's exit code as shells give it."""
+    return code if code >= 0 else 128 - code
+
+
+def _last_words(said: IO[bytes]) -> str:
     said.seek(0)
-    words = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+
+
+def _tell(rank: int, code: int, words: str) -> None:
+    """Say on standard error that a process is gone, in the words it left."""
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     told = f": {words}" if words else ""
     print(  # noqa: T201 - this process has no console

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from bundle import open_bundle
+from compress import launch
 from tests.compress.test_pipeline import hashes
 from tests.support.command import limbeck, started
 from tests.support.runs import Finished
@@ -125,11 +129,9 @@ def test_a_whole_run_in_two_processes_and_one_that_loses_them(
             processes = processes_of(running)
             processes[rank].send_signal(signal.SIGKILL)
             killed = running.result()
-        assert killed.returncode != 0
-        if rank == "1":
-            assert killed.returncode == 1, killed.stderr
-            assert killed.stderr.count("give the same command again") == 1, killed.stderr
-            assert "Traceback" not in killed.stderr
+        assert killed.returncode == (1 if rank == "1" else 137), killed.stderr
+        assert killed.stderr.count("give the same command again") == 1, killed.stderr
+        assert "Traceback" not in killed.stderr
         assert not any(process.is_running() for process in processes.values())
         assert not (out / "bundle").exists()
     done = limbeck(*often(recipe, out))
@@ -137,6 +139,43 @@ def test_a_whole_run_in_two_processes_and_one_that_loses_them(
     assert "done earlier" in done.stdout
     assert hashes(open_bundle(out / "bundle")) == hashes(open_bundle(tmp_path / "whole/bundle"))
     assert not list((out / "work").glob(".process-*"))
+
+
+SLEEPS, FAILS, DONE = "time.sleep(60)", "sys.exit(3)", "pass"
+
+
+def killed_by(number: signal.Signals, after_s: float = 0.0) -> str:
+    return f"time.sleep({after_s}); os.kill(os.getpid(), {number.value})"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "told"),
+    [
+        (killed_by(signal.SIGKILL), SLEEPS, 137, "training process 0 ended with signal 9; the others were stopped"),
+        (killed_by(signal.SIGABRT), SLEEPS, 134, "training process 0 ended with signal 6; the others were stopped"),
+        # a library ends what has lost another
+        (killed_by(signal.SIGABRT, 0.5), killed_by(signal.SIGKILL), 134, "training process 1 ended with signal 9; the"),
+        (killed_by(signal.SIGKILL, 0.5), FAILS, 137, "training process 0 ended with signal 9; the others were stopped"),
+        (killed_by(signal.SIGINT), SLEEPS, 130, ""),
+        (FAILS, SLEEPS, 3, ""),  # which has said so itself
+        (DONE, DONE, 0, ""),
+    ],
+)
+def test_the_end_of_the_first_process_is_one_message(
+    capsys: pytest.CaptureFixture[str], first: str, second: str, code: int, told: str
+) -> None:
+    prelude = "import os, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    processes = [subprocess.Popen([sys.executable, "-S", "-c", prelude + body]) for body in (first, second)]
+    try:
+        with tempfile.TemporaryFile() as said:
+            assert launch._wait(processes, said) == code
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(told)
+    assert told in "".join(lines)
 
 
 @pytest.mark.slow
@@ -170,9 +209,6 @@ def test_a_users_mistake_is_one_message_of_the_first(finished: Callable[[str], F
 
 @pytest.mark.slow
 def test_accelerate_launch_does_the_same(finished: Callable[[str], Finished], tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     recipe = finished("single-label").recipe
     command = [
         sys.executable,
