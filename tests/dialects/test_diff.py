@@ -19,7 +19,7 @@ PATHS = {
     "native": "/v1/models/{}",
     "tei": "/models/{}",
     "huggingface": "/models/{}",
-    "v2": "/v2/models/{}",
+    "openinference": "/v2/models/{}",
     "vllm": "/classify",
     "kserve": "/v1/models/{}:predict",
 }
