@@ -45,16 +45,16 @@ def other(number: int) -> str:
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `tokenizer.json` and `model/`."""
-    return _make(run, run.recipe.teacher, run.recipe.seed, folder, first=True)
+    return _make(run, run.recipe.teacher, run.recipe.seed, folder, FIRST)
 
 
 def run_other(run: Run, folder: Path, number: int) -> dict[str, Any]:
     """Write `tokenizer.json` and `model/` of `teacher.others[number]`."""
     seed = run.recipe.seed + _OTHER_SEEDS + number
-    return _make(run, run.recipe.teacher.others[number], seed, folder, first=False)
+    return _make(run, run.recipe.teacher.others[number], seed, folder, other(number))
 
 
-def _make(run: Run, config: OneTeacher, seed: int, folder: Path, *, first: bool) -> dict[str, Any]:
+def _make(run: Run, config: OneTeacher, seed: int, folder: Path, stage: str) -> dict[str, Any]:
     recipe, splits, spec = run.recipe, run.splits, run.spec
     reference = resolve_model(config.model, run.recipe_folder)
     fine_tune = config.fine_tune
@@ -63,7 +63,7 @@ def _make(run: Run, config: OneTeacher, seed: int, folder: Path, *, first: bool)
     model = load_classifier(reference, splits.labels, seed, spec, keep_head=fine_tune is None)
     check_max_length(model, recipe.data.max_length, reference)
     check_vocabulary_size(model, tokenizer, reference)
-    if first:
+    if stage == FIRST:
         check_student(run, model, folder / TOKENIZER, folder / "student.json")
     summary: dict[str, Any] = {"model": config.model, "parameters": count_parameters(model)}
     if fine_tune is not None:
@@ -80,7 +80,8 @@ def _make(run: Run, config: OneTeacher, seed: int, folder: Path, *, first: bool)
             seed=seed,
             folder=folder / CHECKPOINTS,
             console=run.console,
-            title="fine-tuning" if first else f"fine-tuning {config.model.rpartition('/')[2]}",
+            # the stage is in it, since two models may have one name and each training needs a folder of events
+            title="fine-tuning" if stage == FIRST else f"fine-tuning {stage} {config.model.rpartition('/')[2]}",
             metric=spec.metric,
             team=run.team,
             events_folder=run.events_folder,

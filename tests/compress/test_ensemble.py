@@ -93,6 +93,25 @@ def test_the_students_targets_are_the_weighted_mean_of_its_teachers(
     assert np.allclose(kept, expected, atol=1e-5)
 
 
+def test_teachers_of_one_name_have_events_of_their_own(
+    finished: Callable[[str], Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders called alike: the second training would take back what the first told."""
+    models = [save_tiny_model(tmp_path / folder / "model", layers=1, seed=4) for folder in ("a", "b")]
+    others = ", ".join(f"{{model: {model}, fine_tune: {{}}}}" for model in models)
+    run = reopened(finished(Task.SINGLE_LABEL), tmp_path / "out", ("teacher",), [f"teacher.others=[{others}]"])
+    titles: list[str] = []
+
+    def noted(*_: object, title: str, **__: object) -> dict[str, object]:
+        titles.append(title)
+        return {}
+
+    monkeypatch.setattr(teacher, "train", noted)
+    for number in range(2):
+        teacher.run_other(run, stage_folder(run, teacher.other(number)), number)
+    assert titles == ["fine-tuning teacher-2 model", "fine-tuning teacher-3 model"]
+
+
 def test_teachers_may_have_tokenizers_of_their_own(finished: Callable[[str], Finished], tmp_path: Path) -> None:
     """Words are found again where the second splits them into several tokens and cuts texts earlier."""
     import transformers
