@@ -94,6 +94,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(config, steps_per_epoch))
     dtype = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # it has no scale before, and this process's first share may be empty
     parts = {"model": trained, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
 
     if team.first:

@@ -91,6 +91,15 @@ def test_a_run_whose_second_process_dies_goes_on_to_the_same_weights(tmp_path: P
     assert steps_told == list(range(16))
 
 
+def test_a_process_whose_first_share_is_empty_scales_as_the_others(tmp_path: Path) -> None:
+    """A single text a step, and FP16's gradients are scaled."""
+    options = {"precision": "fp16", "batch_size": 1, "epochs": 1, "checkpoint_seconds": 60}
+    assert together(tmp_path, 2, options, dropout=False) == [0, 0]
+    weights, _ = result(tmp_path)
+    second = torch.load(tmp_path / "result-1.pt", weights_only=True)
+    assert all(torch.equal(weights[name], second[name]) for name in weights)
+
+
 def test_another_number_of_processes_goes_on_too(tmp_path: Path) -> None:
     assert together(tmp_path, 2, {}, dropout=True, dies_at=5) == [1, 9]
     run(tmp_path, {}, dropout=True)
