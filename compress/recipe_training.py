@@ -68,6 +68,16 @@ class Teacher(OneTeacher):
     others: tuple[OneTeacher, ...] = Field(default=(), description="more teachers: model, fine_tune and weight each")
     llm: Llm | None = Field(default=None, description="a language model that labels the unlabeled texts")
 
+    @model_validator(mode="after")
+    def _what_the_llm_says_is_read(self) -> "Teacher":
+        learns = any(teacher.fine_tune is not None for teacher in (self, *self.others))
+        if self.llm is not None and self.llm.weight == 0 and not learns:
+            raise ValueError(
+                "llm.weight: found 0 and no teacher with fine_tune, so that its answers would be paid for and read by "
+                "nothing; expected a weight above 0, or fine_tune"
+            )
+        return self
+
 
 class Student(Part):
     """The small model: some layers of a pre-trained encoder, perhaps narrower."""

@@ -19,6 +19,7 @@ from compress.batches import make_batch
 from compress.errors import RecipeError
 from compress.llm_answers import to_logits
 from compress.recipe_file import load_recipe
+from compress.recipe_training import Teacher
 from compress.stage import StageReport
 from service.engine.tokenization import Tokenizer
 from tests.compress.test_targets import torch_rows
@@ -282,6 +283,7 @@ LLM = {"endpoint": "http://localhost:1/v1", "model": "m"}
         ({"request": {"messages": []}}, "single-label", "request: messages is decided by other keys"),
         ({"price_per_million_input_tokens": 1}, "single-label", "expected a price for input and output tokens both"),
         ({"method": "guess"}, "single-label", "teacher.llm.method"),
+        ({"weight": 0}, "single-label", "teacher: llm.weight: found 0 and no teacher with fine_tune"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed(tmp_path: Path, changes: dict, task: str, message: str) -> None:
@@ -299,6 +301,14 @@ def test_a_recipe_that_cannot_be_followed(tmp_path: Path, changes: dict, task: s
     assert message in str(caught.value)
     assert KEY not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["first", "other"])
+def test_a_language_model_without_weight_may_teach_a_teacher(where: str) -> None:
+    learning, other = {"fine_tune": {}} if where == "first" else {}, {"model": "b"}
+    others = [other | ({"fine_tune": {}} if where == "other" else {})]
+    found = Teacher.model_validate({"model": "m", "llm": LLM | {"weight": 0}, "others": others} | learning)
+    assert found.llm is not None
 
 
 def test_a_key_of_another_teacher_that_is_not_known(tmp_path: Path) -> None:
