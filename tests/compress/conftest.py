@@ -11,6 +11,13 @@ from tests.support.runs import Finished, finish
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure an endpoint is asked again at once."""
+    monkeypatch.setattr("compress.llm_client._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("compress.llm_client._LONGEST_PAUSE_S", 0.01)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
     """task -> an uninterrupted run of a tiny recipe, made by the command; nobody may change it."""

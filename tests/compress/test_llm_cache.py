@@ -10,8 +10,7 @@ import pytest
 
 from compress.errors import LlmError
 from compress.llm_cache import AnswerCache, key_of
-
-BODY = {"model": "m", "messages": [{"role": "user", "content": "Text: a good film\n\nLabel:"}]}
+from tests.support.llm_asking import BODY
 
 
 def test_a_cut_line_is_forgotten_and_written_over(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The endpoint's client and the labeler, against a server that speaks the same API and misbehaves."""
+"""The endpoint's client, against a server that speaks the same API and misbehaves."""
 
 import asyncio
 import contextlib
@@ -7,71 +7,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from compress import llm_client
 from compress.errors import LlmError
-from compress.llm_answers import default_prompt, filled
 from compress.llm_client import Endpoint, ExhaustedError, FilteredError, RejectedError, read_key
-from compress.llm_labeler import Tally, ask_all
 from compress.recipe_llm import Llm
-from tests.support.llm_server import (
-    KEY,
-    SURE,
-    Answer,
-    Body,
-    Server,
-    completion,
-    error,
-    label_of,
-    serving,
-    text_of,
-    with_logprobs,
-    with_votes,
-)
-from tests.support.rows import tiny_rows
+from tests.support.llm_asking import BODY, LABELS, PROMPTS, ask, config, label, scripted
+from tests.support.llm_server import KEY, Answer, Body, error, serving, with_logprobs
 
-LABELS = ["negative", "positive"]
-BODY = {"model": "m", "messages": [{"role": "user", "content": "Text: a good film\n\nLabel:"}]}
-QUIET = Console(quiet=True)
-# no two texts alike, since a text is asked for once
-TEXTS = list(dict.fromkeys(row["text"] for row in tiny_rows(80, 5)))[:40]
-PROMPTS = [filled(default_prompt(multi_label=False, paired=False), text, None, LABELS) for text in TEXTS]
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_client, "_FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(llm_client, "_LONGEST_PAUSE_S", 0.01)
-
-
-def config(server: Server, **changes: Any) -> Llm:
-    return Llm.model_validate({"endpoint": server.url, "model": "m", "retries": 3, "timeout_s": 5} | changes)
-
-
-def ask(settings: Llm, body: Body = BODY, key: str | None = KEY, tell: Callable[[str], None] = lambda _: None) -> Any:
-    async def run() -> Any:
-        async with Endpoint(settings, key, tell) as endpoint:
-            return await endpoint.ask(body)
-
-    return asyncio.run(run())
-
-
-def label(
-    settings: Llm, folder: Path, prompts: list[str] = PROMPTS, multi_label: bool = False
-) -> tuple[dict[str, Any], Tally, str]:
-    cache = folder / "answers.jsonl"
-    return ask_all(settings, folder, cache, prompts, LABELS, multi_label=multi_label, console=QUIET)
-
-
-def scripted(*answers: Answer) -> Callable[[Body, int], Answer]:
-    """These answers, one after another to each body, then good ones."""
-    return lambda body, number: answers[number] if number < len(answers) else with_logprobs(body, number)
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 def test_the_request_is_that_of_openais_own_client(tmp_path: Path) -> None:
@@ -97,151 +44,6 @@ def test_the_request_is_that_of_openais_own_client(tmp_path: Path) -> None:
     for name in ("authorization", "content-type"):
         assert own[name] == theirs[name]
     assert "authorization" not in server.headers[0]
-
-
-def test_log_probabilities_become_probabilities(tmp_path: Path) -> None:
-    with serving() as server:
-        found, tally, method = label(config(server), tmp_path)
-    assert method == "logprobs"
-    assert len(found) == len(PROMPTS) == len(server.bodies)
-    for text, prompt in zip(TEXTS, PROMPTS, strict=True):
-        expected = [1 - SURE, SURE] if label_of(text) == "positive" else [SURE, 1 - SURE]
-        assert found[prompt] == pytest.approx(expected)
-    assert tally.texts == {"answered": len(PROMPTS)}
-    assert tally.prompt_tokens == sum(len(prompt.split()) for prompt in PROMPTS)
-    assert tally.completion_tokens == tally.responses == len(PROMPTS)
-    prices = {"price_per_million_input_tokens": 2.0, "price_per_million_output_tokens": 8.0}
-    assert tally.cost(config(server, **prices)) == pytest.approx((2 * tally.prompt_tokens + 8 * len(PROMPTS)) / 1e6)
-    assert tally.cost(config(server)) is None
-
-
-def test_a_server_without_log_probabilities_is_asked_for_votes(tmp_path: Path) -> None:
-    with serving(with_votes) as server:
-        found, tally, method = label(config(server, samples=4), tmp_path)
-    assert method == "votes"
-    assert len(server.bodies) == 1 + len(PROMPTS)  # one to find out
-    assert [body.get("n") for body in server.bodies] == [None] + [4] * len(PROMPTS)
-    assert all(body["temperature"] == 0.7 for body in server.bodies[1:])
-    assert set(map(tuple, found.values())) == {(0.0, 1.0), (1.0, 0.0)}
-    assert tally.responses == 1 + len(PROMPTS)
-    message = r"the server returns no log-probabilities; set teacher\.llm\.method to votes"
-    with serving(with_votes) as server, pytest.raises(LlmError, match=message):
-        label(config(server, method="logprobs"), tmp_path)
-
-
-def test_a_server_that_refuses_the_field_is_asked_for_votes(tmp_path: Path) -> None:
-    def rule(body: Body, number: int) -> Answer:
-        return error(400, "unknown field logprobs") if "logprobs" in body else with_votes(body, number)
-
-    with serving(rule) as server:
-        assert label(config(server), tmp_path)[2] == "votes"
-
-
-TOO_LONG = error(400, "maximum context length is 4096 tokens")
-FILTERED = completion([""], BODY, refusal="no")
-SORRY = completion(["I'm sorry, I can't help with that."], BODY)
-
-
-@pytest.mark.parametrize("method", ["auto", "logprobs"])
-def test_a_text_without_an_answer_does_not_choose_the_method(tmp_path: Path, method: str) -> None:
-    given = dict(zip(TEXTS, [FILTERED, TOO_LONG, SORRY, completion([""], BODY)], strict=False))
-    with serving(lambda body, number: given.get(text_of(body)) or with_logprobs(body, number)) as server:
-        found, tally, chosen = label(config(server, method=method), tmp_path)
-    assert chosen == "logprobs"
-    assert set(found) == set(PROMPTS[4:])
-    assert tally.texts == {"answered": len(TEXTS) - 4, "refused": 2, "rejected": 1, "unparsable": 1}
-
-
-@pytest.mark.parametrize(("method", "chosen"), [("auto", "votes"), ("logprobs", "logprobs")])
-def test_where_no_text_shows_what_the_server_can_the_recipe_decides(tmp_path: Path, method: str, chosen: str) -> None:
-    """Only so many are tried to find out."""
-    odd = set(TEXTS[:8])
-    with serving(lambda body, number: FILTERED if text_of(body) in odd else with_logprobs(body, number)) as server:
-        found, _, used = label(config(server, method=method, samples=1), tmp_path)
-        probing = [body for body in server.bodies if "logprobs" in body]
-    assert used == chosen
-    assert len(probing) == (5 if method == "auto" else len(TEXTS))
-    assert set(found) == set(PROMPTS[8:])
-
-
-def test_a_server_that_gives_one_answer_a_request_is_asked_once_for_each(tmp_path: Path) -> None:
-    """That it refuses more is found out once, and a text that it refuses alone is the text's fault."""
-
-    def rule(body: Body, number: int) -> Answer:
-        if body.get("n", 1) > 1:
-            return error(400, "n must be 1")
-        if text_of(body) == TEXTS[1]:
-            return TOO_LONG
-        return completion([("positive", "positive", "negative")[number]], body)
-
-    with serving(rule) as server:
-        settings = config(server, method="votes", samples=3, concurrency=1)
-        found, tally, _ = label(settings, tmp_path, PROMPTS[:6])
-        assert tally.texts == {"answered": 5, "rejected": 1}
-        assert all(votes.tolist() == pytest.approx([1 / 3, 2 / 3]) for votes in found.values())
-        assert [body.get("n") for body in server.bodies] == [3, *[None] * (5 * 3 + 1)]
-        again, tally, _ = label(settings, tmp_path, PROMPTS[:6])
-        assert (tally.kept_before, len(again)) == (15, 5)
-
-
-def test_votes_are_counted_whatever_a_server_gives_at_a_time(tmp_path: Path) -> None:
-    """One sample a response, whatever n says; two of five for the other label."""
-
-    def rule(body: Body, number: int) -> Answer:
-        return completion(["negative" if body.get("n", 1) in (5, 2) else "positive"], body)
-
-    with serving(rule) as server:
-        found, tally, _ = label(config(server, method="votes", samples=5), tmp_path, PROMPTS[:1])
-    assert found[PROMPTS[0]].tolist() == [0.4, 0.6]
-    assert [body.get("n") for body in server.bodies] == [5, 4, 3, 2, None]
-    assert tally.responses == 5
-
-
-def test_what_is_no_label_is_counted_and_dropped(tmp_path: Path) -> None:
-    kinds: list[Answer] = [
-        completion(["banana"], BODY),
-        completion(["I'm sorry, I can't help with that."], BODY),
-        completion([""], BODY, refusal="no"),
-        (400, {}, {"error": {"message": "no", "code": "content_filter"}}),
-        error(400, "this text is too long"),
-    ]
-    given = dict(zip(TEXTS[1:], kinds, strict=False))
-    with serving(lambda body, number: given.get(text_of(body)) or with_logprobs(body, number)) as server:
-        found, tally, _ = label(config(server), tmp_path)
-    assert tally.texts == {"answered": len(TEXTS) - 5, "unparsable": 1, "refused": 3, "rejected": 1}
-    assert set(found) == {PROMPTS[0], *PROMPTS[6:]}
-    assert "too long" in tally.problem or "no" in tally.problem
-
-
-def test_nothing_is_asked_for_twice(tmp_path: Path) -> None:
-    with serving() as server:
-        settings = config(server)
-        first = label(settings, tmp_path, PROMPTS[:25])
-        again, tally, _ = label(settings, tmp_path, [*PROMPTS, *PROMPTS])
-        assert len(server.bodies) == len(PROMPTS)
-        assert tally.kept_before == 25
-        label(settings.model_copy(update={"max_tokens": 17}), tmp_path, PROMPTS[:2])
-        assert len(server.bodies) == len(PROMPTS) + 2  # another request
-    assert all(again[prompt].tolist() == first[0][prompt].tolist() for prompt in PROMPTS[:25])
-
-
-def test_what_is_under_way_when_the_key_is_refused_is_not_paid_for_twice(tmp_path: Path) -> None:
-    def rule(body: Body, number: int) -> Answer:
-        if text_of(body) == TEXTS[3]:
-            return error(401, "the key was withdrawn")
-        time.sleep(2)  # whoever is under way then waits for its answer
-        return with_logprobs(body, number)
-
-    with serving(rule) as server:
-        settings = config(server, concurrency=8)
-        with pytest.raises(LlmError, match="refused"):
-            label(settings, tmp_path)
-        assert len(server.bodies) < len(PROMPTS)  # nothing more was sent
-        server.rule = with_logprobs
-        found, tally, _ = label(settings, tmp_path)
-        assert set(server.asked().values()) == {1}
-    assert len(found) == len(PROMPTS)
-    assert tally.kept_before == 8  # the one that chose the method, and seven beside the refused one
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -412,59 +214,6 @@ def test_an_endpoint_that_is_not_there() -> None:
         settings = config(server)
     with pytest.raises(ExhaustedError):
         ask(settings)
-
-
-def test_one_text_that_never_gets_an_answer_does_not_stop_the_others(tmp_path: Path) -> None:
-    with serving(
-        lambda body, number: error(500, "crash") if text_of(body) == TEXTS[7] else with_logprobs(body, number),
-        delay_s=0.01,
-    ) as server:
-        found, tally, _ = label(config(server), tmp_path)
-        assert tally.texts == {"answered": len(TEXTS) - 1, "failed": 1}
-        assert PROMPTS[7] not in found
-        asked = len(server.bodies)
-        label(config(server), tmp_path)  # it was not kept, so it is tried again
-        assert len(server.bodies) > asked
-
-
-def test_an_endpoint_that_dies_half_way_costs_nothing_twice(tmp_path: Path) -> None:
-    alive = [True]
-
-    def rule(body: Body, number: int) -> Answer:
-        if len(server.bodies) > 20:
-            alive[0] = False
-        return with_logprobs(body, number) if alive[0] else error(500, "out of memory")
-
-    with serving(rule) as server:
-        settings = config(server, concurrency=2)
-        with pytest.raises(LlmError, match=r"gave no answer in 4 attempts.*out of memory; what was answered is kept"):
-            label(settings, tmp_path)
-        paid = server.asked()
-        assert len(paid) >= 18
-        server.rule = with_logprobs
-        found, tally, _ = label(settings, tmp_path)
-        assert set(server.asked().values()) == {1}
-    assert len(found) == len(PROMPTS)
-    assert tally.kept_before == len(paid)
-
-
-def test_an_endpoint_that_answers_no_request_says_why(tmp_path: Path) -> None:
-    with serving(lambda *_: error(400, "temperature is not supported")) as server:
-        with pytest.raises(LlmError, match="answers none of the requests: status 400: temperature is not supported"):
-            label(config(server), tmp_path)
-        assert len(server.bodies) < len(PROMPTS)
-
-
-def test_that_the_method_was_found_out_is_no_answer_to_what_is_asked_then(tmp_path: Path) -> None:
-    """A server that answers the greedy request and none of those for votes."""
-
-    def rule(body: Body, number: int) -> Answer:
-        return with_votes(body, number) if "logprobs" in body else error(400, "temperature must be 0")
-
-    with serving(rule) as server:
-        with pytest.raises(LlmError, match="answers none of the requests: status 400: temperature must be 0"):
-            label(config(server), tmp_path)
-        assert len(server.bodies) < len(PROMPTS)
 
 
 def test_fields_of_the_request_can_be_added_and_taken_out(tmp_path: Path) -> None:
