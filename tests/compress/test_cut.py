@@ -161,7 +161,7 @@ def test_a_cut_that_takes_nothing_changes_nothing(family: str) -> None:
     assert widths_of(model) is None
 
 
-@pytest.mark.parametrize("rank", [None, 16])
+@pytest.mark.parametrize("rank", [None, 12])
 @pytest.mark.parametrize("family", ALL)
 def test_a_pruned_model_is_loaded_as_it_was_saved(family: str, rank: int | None, tmp_path: Path) -> None:
     model = tiny_classifier(family, layers=3)
