@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import data_override, recipe_path
-from benchmarks.compression.students import KEPT, copy_student
+from benchmarks.compression.students import KEPT, copy_student, keep
 from compress.pareto import pareto
 from compress.pipeline import compress
 from compress.report import markdown_table
@@ -88,23 +88,17 @@ def main() -> None:
         compress(recipe_path(NAME), [*common, *TINY, begins, *arguments.set], out, console, force=True)
     manifests = {aim: arguments.out / wanted.bundle / "manifest.json" for aim, wanted in AIMS.items()}
     found = {aim: json.loads(path.read_text()) for aim, path in manifests.items() if path.is_file()}
-    for aim in found:
-        keep(arguments.out / AIMS[aim].bundle.parent, arguments.out / NAME, aim)
+    for aim in found if parts else ():
+        run, shared = arguments.out / AIMS[aim].bundle.parent, arguments.out / NAME
+        # a point of the set has its teacher there, and a pruned vocabulary its tokenizer in the bundle
+        own = {name: run / source for name, source in KEPT.items()} | {
+            "teacher.tokenizer.json": shared / "work/teacher/tokenizer.json",
+            "student.tokenizer.json": run / "bundle/tokenizer.json",
+        }
+        keep(own, shared / "students" / aim)
     if found:
         print("\n".join(markdown_table(HEADINGS, [row(aim, manifest) for aim, manifest in found.items()])))
         print(f"\nMachine: {next(iter(found.values()))['lineage']['machine']}.")
-
-
-def keep(run: Path, shared: Path, aim: str) -> None:
-    """Copy what benchmarks.compression.table measures; the teacher's tokenizer is that of the `shared` run."""
-    changed = {
-        "teacher.tokenizer.json": shared / "work/teacher/tokenizer.json",
-        "student.tokenizer.json": run / "bundle/tokenizer.json",
-    }
-    target = shared / "students" / aim
-    target.mkdir(parents=True, exist_ok=True)
-    for name, source in KEPT.items():
-        shutil.copyfile(changed.get(name, run / source), target / name)
 
 
 HEADINGS = ("aim", "accuracy [95 %]", "retained [95 %]", "speed-up", "size", "what is asked for", "reached")

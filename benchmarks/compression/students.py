@@ -61,11 +61,16 @@ def main() -> None:
         console.rule(f"{arguments.name}: {student}")
         begins = [f"student.init={(out / LADDER).resolve()}"] if arguments.ladder and student != "6 layers" else []
         compress(recipe, [*common, *STUDENTS[student], *begins], out, console, force=True)
-        kept.mkdir(parents=True, exist_ok=True)
         if student == "6 layers":
             copy_student(out, out / LADDER)
-        for name, source in KEPT.items():  # the manifest last: it says that the student is done
-            shutil.copyfile(out / source, kept / name)
+        keep({name: out / source for name, source in KEPT.items()}, kept)
+
+
+def keep(files: dict[str, Path], folder: Path) -> None:
+    """Copy what benchmarks.compression.table measures; the manifest comes last, and says that the student is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in files.items():
+        shutil.copyfile(source, folder / name)
 
 
 def copy_student(out: Path, folder: Path) -> None:
