@@ -110,14 +110,7 @@ class Meter:
         heads = max(layer.heads for layer in anatomy.layers)
         neurons = max(layer.neurons for layer in anatomy.layers)
         head_width, hidden = anatomy.layers[0].head_width, anatomy.hidden
-        if "widths" not in self.known:
-            settings = self.run.recipe.prune
-            self._remember("widths", hidden_widths(hidden, settings.block) if settings.hidden else [hidden])
-        widths = [width for width in self.known["widths"] if width <= hidden]
-        if hidden not in widths:
-            raise RecipeError(
-                f"prune.measurements: they are of students {max(self.known['widths'])} wide; expected {hidden}"
-            )
+        widths = self._widths(hidden)
         if self.target.kind == "size_mb":
             per_layer = Costs(
                 dict.fromkeys(widths, 0.0),
@@ -157,11 +150,23 @@ class Meter:
         settings, small = self.run.recipe.prune, copy.deepcopy(student)
         anatomy = anatomy_of(small)
         layers = (0,) if settings.layers else tuple(range(len(anatomy.layers)))
-        width = min(self.known["widths"]) if "widths" in self.known else anatomy.hidden
+        width = min(self._widths(anatomy.hidden))
         fewest = settings.block * fewest_blocks(width, settings.block, MIN_MATRIX_ELEMENTS)
         neurons = tuple(tuple(range(min(fewest, anatomy.layers[layer].neurons))) for layer in layers)
         cut(small, Kept(layers, ((0,),) * len(layers), neurons, tuple(range(width))))
         return small, self.cost(small)
+
+    def _widths(self, hidden: int) -> list[int]:
+        """Return the hidden widths that a student may have in the end; they are decided by the first one asked for."""
+        if "widths" not in self.known:
+            settings = self.run.recipe.prune
+            self._remember("widths", hidden_widths(hidden, settings.block) if settings.hidden else [hidden])
+        widths = [width for width in self.known["widths"] if width <= hidden]
+        if hidden not in widths:
+            raise RecipeError(
+                f"prune.measurements: they are of students {max(self.known['widths'])} wide; expected {hidden}"
+            )
+        return widths
 
     def _fitted(self, per_layer: Costs, student: nn.Module) -> Costs:
         """Scale what the layers cost alone, and add a rest that grows with the hidden width, to fit two measurements.

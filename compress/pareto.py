@@ -158,7 +158,6 @@ def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[f
     strongest = target if isinstance(wanted, int) else target.model_copy(update={target.kind: wanted[-1]})
     meter = Meter.open(base, strongest, student, tokenizer, scratch, recorded(base))
     begin = meter.value(meter.cost(student))
-    meter.costs(student)  # how narrow a student may become is known from then on
     check_reachable(meter, student)
     meter.close()
     return spread(begin, target.value, wanted) if isinstance(wanted, int) else list(wanted)
