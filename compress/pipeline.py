@@ -140,12 +140,14 @@ def _teachers(run: Run) -> list[_Stage]:
 
 
 def introduce(run: Run) -> None:
-    """Print what a run is about to do; raises DataError."""
+    """Print what a run is about to do; raises DataError, or RecipeError for measurements that are none."""
     splits = run.splits
     rows = ", ".join(f"{split.rows} {name}" for name, split in splits.fingerprints().items())
     column = run.recipe.data.columns.slice
     if column is not None:  # refused now, not after the training
         by_column(column, [example.slice for example in splits.test])
+    if run.recipe.target is not None:
+        prune.recorded(run)  # likewise
     run.console.print(f"{run.recipe.name}: {len(splits.labels)} labels; {rows} rows", soft_wrap=True)
     for pair, shared in splits.overlap().items():
         if shared:

@@ -41,10 +41,7 @@ def check_student(run: Run, teacher: nn.Module, tokenizer: Path, scratch: Path) 
         scratch.unlink(missing_ok=True)
     inside_loss(run, student, teacher)
     if run.recipe.target is not None:
-        from compress.prune import recorded  # which needs this module
-
         anatomy_of(student)
-        recorded(run)
     check_quantizable(student)
 
 
