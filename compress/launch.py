@@ -86,8 +86,10 @@ def _wait(started: list["subprocess.Popen[bytes]"], said: IO[bytes]) -> int:
                 _tell(failed, how, _last_words(said))
                 return 1
             if _killed(code):
-                # who ends by itself has noticed that another was killed
-                _tell(*((failed, how, _last_words(said)) if _killed(how) else (0, code, "")))
+                if _killed(how):  # and the first, which noticed, ended for that
+                    _tell(failed, how, _last_words(said))
+                else:
+                    _tell(0, code, "")
             return _exit_code(code)
         time.sleep(_POLL_S)
 
