@@ -104,10 +104,11 @@ def from_logprobs(tokens: Sequence[Mapping[str, Any]], answers: Sequence[str]) -
     """Return the probabilities (C,) of the answers that a response's log-probabilities give, or None where they do not.
 
     `tokens` are those of `choices[].logprobs.content`: each has `token`, `logprob` and `top_logprobs`. The probability
-    of every alternative goes to the only answer that begins so. Where several begin with the token that was chosen, the
-    next token decides among them: P(label) = P(prefix) · P(rest | prefix). They add up to 1 afterwards; tokens that
-    name labels with less than half of the probability are no answer. Nor are those that were chosen if they go on to
-    something else than the label that they began, as "It is French" does with Italian, or to another label.
+    of every alternative goes to the answer that begins so, in equal parts to all that do: how it would have gone on is
+    not known. Where several begin with the token that was chosen, the next token decides among them: P(label) =
+    P(prefix) · P(rest | prefix). They add up to 1 afterwards; tokens that name labels with less than half of the
+    probability are no answer. Nor are those that were chosen if they go on to something else than the label that they
+    began, as "It is French" does with Italian, or to another label.
     """
     wanted = [plain(answer) for answer in answers]
     mass = np.zeros(len(answers))
@@ -117,10 +118,11 @@ def from_logprobs(tokens: Sequence[Mapping[str, Any]], answers: Sequence[str]) -
         alternatives = {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()}
         alternatives.setdefault(chosen, float(token["logprob"]))
         for piece, logprob in alternatives.items():
-            label = _decided(raw, piece, wanted)
-            if label is not None:
-                mass[label] += reached * math.exp(min(logprob, 0.0))
-        decided = _decided(raw, chosen, wanted)
+            meant = _meant(raw, piece, wanted)
+            if len(meant) == 1 or piece != chosen:
+                mass[meant] += reached * math.exp(min(logprob, 0.0)) / max(1, len(meant))
+        meant = _meant(raw, chosen, wanted)
+        decided = meant[0] if len(meant) == 1 else None
         if decided is not None or not _beginning(_begun(raw + chosen), wanted):
             break
         raw += chosen
@@ -181,14 +183,14 @@ def _held(text: str, wanted: Sequence[str]) -> list[int]:
     )
 
 
-def _decided(raw: str, piece: str, wanted: Sequence[str]) -> int | None:
-    """Return which answer is meant when `piece` comes after `raw`, or None while that is open or nothing is."""
+def _meant(raw: str, piece: str, wanted: Sequence[str]) -> list[int]:
+    """Return which answers may be meant when `piece` comes after `raw`; none where it says nothing of that."""
     before, after = _begun(raw), _begun(raw + piece)
     found = _beginning(after, wanted)
-    if len(found) == 1:
-        return found[0]
     ends = after == before or not found  # a full stop, or a token that ends the answer
-    return wanted.index(before) if before in wanted and ends and not piece[:1].isalnum() else None
+    if len(found) != 1 and ends:
+        return [wanted.index(before)] if before in wanted and not piece[:1].isalnum() else []
+    return found
 
 
 def _begun(raw: str) -> str:

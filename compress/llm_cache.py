@@ -46,6 +46,9 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the answer to a request, or None."""
         if key not in self._places:

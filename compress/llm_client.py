@@ -81,7 +81,7 @@ class Endpoint:
             ) from error
 
     async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the response to a request that was answered with 200: its choices and its usage.
+        """Return the response to a request that was answered with 200: its choices, perhaps none, and its usage.
 
         Raises RejectedError, FilteredError or ExhaustedError for this request, and LlmError when no request will do
         better: the key is refused, or there is no such path or model.
@@ -201,11 +201,19 @@ def _growing(number: int) -> float:
 
 
 def _choices(response: httpx.Response) -> dict[str, Any] | None:
-    """Return what a response answers, without what is not needed, or None when it is no answer."""
+    """Return what a response answers, without what is not needed, or None when it is no answer.
+
+    What was paid for is an answer even where its choices hold nothing that can be read.
+    """
     if response.status_code != httpx.codes.OK:
         return None
     try:
         found = response.json()
+        usage = found.get("usage") or {}
+        tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+    except (ValueError, TypeError, AttributeError):
+        return None
+    try:
         choices = [
             {
                 "content": choice["message"].get("content"),
@@ -215,12 +223,11 @@ def _choices(response: httpx.Response) -> dict[str, Any] | None:
             }
             for choice in found["choices"]
         ]
-        usage = found.get("usage") or {}
-        tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    texts = all(isinstance(choice["content"], str | None) for choice in choices)
-    return {"choices": choices, "usage": tokens} if choices and texts else None
+    except (KeyError, TypeError, AttributeError):
+        choices = []
+    if not all(isinstance(choice["content"], str | None) for choice in choices):
+        choices = []
+    return {"choices": choices, "usage": tokens} if choices or any(tokens.values()) else None
 
 
 def _tokens(choice: dict[str, Any]) -> list[dict[str, Any]] | None:

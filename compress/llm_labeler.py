@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,20 @@ from compress.llm_answers import (
     named_labels,
     said,
 )
-from compress.llm_cache import AnswerCache, key_of
+from compress.llm_cache import AnswerCache
 from compress.llm_client import Endpoint, ExhaustedError, FilteredError, RejectedError, read_key
+from compress.llm_requests import Requests, Tally
 from compress.progress import track
 from compress.recipe_llm import Llm
 
-_TOP_LOGPROBS = 20
-"""The most that OpenAI and vLLM give."""
+_TOP_LOGPROBS = (20, 5)
+"""The most that OpenAI and vLLM give, and what others do."""
 _FIRST_PROMPTS = 5
 """So many are tried to find out whether the server gives log-probabilities."""
 _REJECTED_AT_FIRST = 4
 """So many rejections before any answer are not the texts' fault."""
-
-
-@dataclass
-class Tally:
-    """What was asked for, and what it cost."""
-
-    texts: Counter[str] = field(default_factory=Counter)
-    """`answered`, `refused`, `unparsable`, `rejected` (the endpoint's 400), `failed` (no attempt was answered)."""
-    responses: int = 0
-    kept_before: int = 0
-    """Responses that were paid for by an earlier run."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    problem: str = ""
-    """What the endpoint said last of a text that it did not answer."""
-
-    def cost(self, config: Llm) -> float | None:
-        """Return what all these responses cost at the recipe's prices, or None where it states none."""
-        into, out = config.price_per_million_input_tokens, config.price_per_million_output_tokens
-        if into is None or out is None:
-            return None
-        return (self.prompt_tokens * into + self.completion_tokens * out) / 1e6
+_SILENT = 3
+"""So many texts in a row may go without an answer while no other text gets one; then the endpoint is taken for dead."""
 
 
 def ask_all(
@@ -96,41 +76,52 @@ class Labeler:
     ) -> None:
         self._config = config
         self._answers = answers
-        self._cache = cache
         self._endpoint = endpoint
+        self._requests = Requests(config, cache, endpoint)
         self._multi_label = multi_label
-        self._successes = 0
-        self._one_at_a_time = False
-        self._counted: set[str] = set()
-        self.tally = Tally()
+        self._top_logprobs = _TOP_LOGPROBS[0]
+        self._answered_before = 0
+        self._silent = 0
+        self.tally = self._requests.tally
 
     async def choose_method(self, prompts: Sequence[str]) -> str:
         """Return `logprobs` or `votes`: what the recipe says, or what the server can do, by the first prompts.
 
         Only an answer that was given without log-probabilities shows that the server gives none: one that was refused,
-        filtered or rejected says something of its text. Raises LlmError where it shows that and the recipe asks for
-        them.
+        filtered or rejected says something of its text. Where all are rejected, fewer alternatives are asked for.
+        Raises LlmError where the server gives no log-probabilities and the recipe asks for them, and where it answers
+        nothing at all.
         """
         wanted = self._config.method
         if wanted == "votes" or self._multi_label:
             return "votes"
-        for prompt in prompts[:_FIRST_PROMPTS]:
-            try:
-                response = await self._response(self._greedy(prompt), 0)
-            except (RejectedError, FilteredError):
-                continue
-            except ExhaustedError as error:
-                raise self._dead(error) from error
-            if any(choice["logprobs"] for choice in response["choices"]):
-                return "logprobs"
-            if any(self._answers_without(choice) for choice in response["choices"]):
-                if wanted == "logprobs":
-                    raise LlmError(
-                        f"{self._config.endpoint}: the server returns no log-probabilities; set teacher.llm.method to "
-                        "votes"
-                    )
-                return "votes"
+        for self._top_logprobs in _TOP_LOGPROBS:
+            outcomes = list[list[dict[str, Any]] | Exception]()
+            for group in (prompts[:1], prompts[1:_FIRST_PROMPTS]):
+                await _together([self._try(prompt, outcomes) for prompt in group], self._endpoint.end)
+                choices = [choice for found in outcomes if isinstance(found, list) for choice in found]
+                if any(choice["logprobs"] for choice in choices):
+                    return "logprobs"
+                if any(self._answers_without(choice) for choice in choices):
+                    if wanted == "logprobs":
+                        raise LlmError(
+                            f"{self._config.endpoint}: the server returns no log-probabilities; set teacher.llm.method "
+                            "to votes"
+                        )
+                    return "votes"
+            silent = [found for found in outcomes if isinstance(found, ExhaustedError)]
+            if outcomes and len(silent) == len(outcomes):
+                raise self._dead(silent[-1]) from silent[-1]
+            if not all(isinstance(found, RejectedError | ExhaustedError) for found in outcomes):
+                break
         return "logprobs" if wanted == "logprobs" else "votes"  # perhaps it does not know the field: votes will tell
+
+    async def _try(self, prompt: str, outcomes: list[list[dict[str, Any]] | Exception]) -> None:
+        """Add what a prompt is answered, or why it is not."""
+        try:
+            outcomes.append(await self._requests.greedy(prompt, self._top_logprobs))
+        except (RejectedError, FilteredError, ExhaustedError) as error:
+            outcomes.append(error)
 
     def _answers_without(self, choice: dict[str, Any]) -> bool:
         """Return whether a choice without log-probabilities says something and is no refusal."""
@@ -146,7 +137,7 @@ class Labeler:
         """
         found: dict[str, Probabilities] = {}
         waiting = iter(prompts)
-        self._successes = 0  # those of `choose_method` were of other requests
+        self._answered_before = self._requests.answered  # those of `choose_method` were of other requests
 
         async def work() -> None:
             for prompt in waiting:
@@ -160,18 +151,18 @@ class Labeler:
         return found
 
     async def _label(self, prompt: str, method: str) -> tuple[str, Probabilities | None]:
-        before = self._successes
         try:
             if method == "logprobs":
-                choices = (await self._response(self._greedy(prompt), 0))["choices"]
+                choices = await self._requests.greedy(prompt, self._top_logprobs)
             else:
-                choices = await self._samples(prompt)
+                choices = await self._requests.samples(prompt)
         except FilteredError as error:
             self.tally.problem = str(error)
             return Kind.REFUSED, None
         except RejectedError as error:
             self.tally.problem = str(error)
-            if not self._successes and self.tally.texts["rejected"] >= _REJECTED_AT_FIRST:
+            nobody = self._requests.answered == self._answered_before
+            if nobody and self.tally.texts["rejected"] >= _REJECTED_AT_FIRST:
                 raise LlmError(
                     f"{self._config.endpoint}: answers none of the requests: {error}; look at teacher.llm.request and "
                     "method"
@@ -179,9 +170,11 @@ class Labeler:
             return "rejected", None
         except ExhaustedError as error:
             self.tally.problem = str(error)
-            if self._successes == before:  # nobody was answered meanwhile: it is not this text
+            self._silent += 1
+            if self._silent > _SILENT:
                 raise self._dead(error) from error
             return "failed", None
+        self._silent = 0
         return self._read(choices, method)
 
     def _read(self, choices: Sequence[dict[str, Any]], method: str) -> tuple[str, Probabilities | None]:
@@ -198,65 +191,13 @@ class Labeler:
             kinds[kind] += 1
             if vote is not None and kind is Kind.ANSWERED:
                 votes.append(vote)
-        if method == "logprobs" and not kinds[Kind.REFUSED]:
+        if method == "logprobs" and choices and not kinds[Kind.REFUSED]:
             probabilities = from_logprobs(choices[0]["logprobs"] or (), self._answers)
             if probabilities is not None:
                 return Kind.ANSWERED, probabilities
         if votes:
             return Kind.ANSWERED, from_votes(votes, len(self._answers))
         return (Kind.REFUSED if kinds[Kind.REFUSED] > kinds[Kind.UNPARSABLE] else Kind.UNPARSABLE), None
-
-    async def _samples(self, prompt: str) -> list[dict[str, Any]]:
-        """Return as many answers as the recipe asks for, also of a server that gives fewer at a time, or only one."""
-        wanted, choices = self._config.samples, list[dict[str, Any]]()
-        body = self._body(prompt, self._config.temperature)
-        turn = 0
-        while len(choices) < wanted:
-            missing = wanted - len(choices)
-            response = await self._several(body, missing, turn)
-            choices += response["choices"][:missing]
-            turn += 1
-        return choices
-
-    async def _several(self, body: dict[str, Any], number: int, turn: int) -> dict[str, Any]:
-        """Return the response to a request for so many answers, or for one where that is all the server takes."""
-        if number > 1 and not self._one_at_a_time:
-            try:
-                return await self._response(body | {"n": number}, turn)
-            except RejectedError:  # of the number or of the text: one answer will tell
-                response = await self._response(body, turn)
-            self._one_at_a_time = True
-            return response
-        return await self._response(body, turn)
-
-    def _greedy(self, prompt: str) -> dict[str, Any]:
-        return self._body(prompt, 0.0) | {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-
-    def _body(self, prompt: str, temperature: float) -> dict[str, Any]:
-        body = {
-            "model": self._config.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": self._config.max_tokens,
-            "temperature": temperature,
-        } | self._config.request
-        return {name: value for name, value in body.items() if value is not None}
-
-    async def _response(self, body: dict[str, Any], turn: int) -> dict[str, Any]:
-        """Return the response that is kept, or ask for it and keep it."""
-        key = key_of(self._config.endpoint, body, turn)
-        response = self._cache.get(key)
-        kept_before = response is not None
-        if response is None:
-            response = await self._endpoint.ask(body)
-            self._cache.put(key, response)
-        self._successes += 1
-        if key not in self._counted:
-            self._counted.add(key)
-            self.tally.responses += 1
-            self.tally.kept_before += kept_before
-            self.tally.prompt_tokens += response["usage"]["prompt_tokens"]
-            self.tally.completion_tokens += response["usage"]["completion_tokens"]
-        return response
 
     def _dead(self, error: Exception) -> LlmError:
         return LlmError(

@@ -19,10 +19,10 @@ from bundle.manifest import (
     StageMetrics,
 )
 from compress.confidence import Fitted, reliability
+from compress.counts import Counts, subset
 from compress.examples import Example
 from compress.latency import Timed, measure_latency
 from compress.metrics import (
-    Counts,
     disagreement,
     interval,
     macro_f1,
@@ -30,7 +30,6 @@ from compress.metrics import (
     paired_retention,
     per_class,
     recall_drops,
-    subset,
 )
 from compress.outputs import batch_invariance, rows_alone
 from compress.recipe import Evaluate

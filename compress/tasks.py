@@ -12,9 +12,10 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from bundle.manifest import Activation, Task
 from compress import tags
+from compress.counts import Counts, count_multi, count_single, count_tags
 from compress.errors import DataError
 from compress.examples import LABEL_SEPARATOR, Example, label_field, labels_field, slice_field, text_field, words_field
-from compress.metrics import Counts, accuracy, count_multi, count_single, count_tags, entity_f1, micro_f1
+from compress.metrics import accuracy, entity_f1, micro_f1
 from compress.recipe import Columns, Data
 from compress.rows import UNLABELED, Encoded, FloatArray, IdArray, one_row_each
 from service.engine.postprocess import activate

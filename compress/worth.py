@@ -10,9 +10,10 @@ from bundle.manifest import BaselineMetrics
 from compress import distill, teacher
 from compress.baselines import Predictions, static_predict, tfidf_predict
 from compress.batches import TrainingSet, predict_all
+from compress.counts import Counts
 from compress.errors import EvaluationError
 from compress.measure import Answers
-from compress.metrics import Counts, interval, paired_drop
+from compress.metrics import interval, paired_drop
 from compress.models import load_classifier
 from compress.rows import one_row_each
 from compress.stage import CHECKPOINTS, Run, write_atomic

@@ -126,6 +126,14 @@ def test_answers_that_begin_alike_are_decided_by_the_next_token() -> None:
     assert from_logprobs(tokens, answers) == pytest.approx([0.8 * 0.4, 0.8 * 0.6, 0.2])
 
 
+def test_an_alternative_that_begins_several_answers_is_shared_among_them() -> None:
+    """How it would have gone on is not known; what says nothing at all is nobody's."""
+    moods = ["negative", "neutral", "positive"]
+    assert from_logprobs([token("positive", 0.55, {"ne": 0.45})], moods) == pytest.approx([0.225, 0.225, 0.55])
+    tokens = [token("positive", 0.5, {"ne": 0.1, "neut": 0.2, "\n": 0.1, "x": 0.1})]
+    assert from_logprobs(tokens, moods) == pytest.approx(np.array([0.05, 0.25, 0.5]) / 0.8)
+
+
 def test_an_answer_that_ends_with_the_last_token() -> None:
     answers = ["sport", "sports news", "politics"]
     assert from_logprobs((token("sport", 0.8, {"politics": 0.2}),), answers) == pytest.approx([0.8, 0.0, 0.2])

@@ -181,6 +181,77 @@ def test_one_text_that_never_gets_an_answer_does_not_stop_the_others(tmp_path: P
         assert len(server.bodies) > asked
 
 
+@pytest.mark.parametrize("texts", [[0], [7], [len(TEXTS) - 1], [0, 7, len(TEXTS) - 1]])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_nor_does_it_stop_them_wherever_it_stands_or_when_only_it_is_left(
+    tmp_path: Path, texts: list[int], concurrency: int
+) -> None:
+    bad = {TEXTS[text] for text in texts}
+    with serving(
+        lambda body, number: error(500, "crash") if text_of(body) in bad else with_logprobs(body, number)
+    ) as server:
+        for _ in range(2):
+            found, tally, method = label(config(server, concurrency=concurrency, retries=0), tmp_path)
+            assert method == "logprobs"
+            assert tally.texts == {"answered": len(TEXTS) - len(bad), "failed": len(bad)}
+            assert len(found) == len(TEXTS) - len(bad)
+        assert set(server.asked().values()) == {1}
+
+
+def test_an_endpoint_that_answers_nothing_is_told(tmp_path: Path) -> None:
+    with serving(lambda *_: error(500, "no memory")) as server:
+        with pytest.raises(LlmError, match=r"gave no answer in 4 attempts.*the last: status 500: no memory"):
+            label(config(server), tmp_path)
+        assert len({text_of(body) for body in server.bodies}) == 5  # not all of them
+
+
+def test_what_was_paid_for_and_says_nothing_is_kept_and_counted(tmp_path: Path) -> None:
+    """A gateway whose filter leaves no choice, and one that answers in another form."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 0}
+    odd = {TEXTS[3]: {"choices": [], "usage": usage}, TEXTS[4]: {"choices": [{"message": 7}], "usage": usage}}
+
+    def rule(body: Body, number: int) -> Answer:
+        return (200, {}, odd[text_of(body)]) if text_of(body) in odd else with_logprobs(body, number)
+
+    for method in ("logprobs", "votes"):
+        with serving(rule) as server:
+            settings = config(server, method=method, samples=2)
+            for _ in range(2):
+                found, tally, _ = label(settings, tmp_path)
+                assert tally.texts == {"answered": len(TEXTS) - 2, "unparsable": 2}
+                assert tally.prompt_tokens > 2000
+            assert len(found) == len(TEXTS) - 2
+            assert set(server.asked().values()) == {1}
+
+
+def test_a_server_that_refuses_several_answers_to_some_texts_is_not_paid_twice(tmp_path: Path) -> None:
+    def rule(body: Body, number: int) -> Answer:
+        refused = body.get("n", 1) > 1 and text_of(body) == TEXTS[3]
+        return error(400, "too many tokens in all") if refused else with_votes(body, number)
+
+    with serving(rule) as server:
+        settings = config(server, method="votes", samples=3, concurrency=4)
+        first, _, _ = label(settings, tmp_path)
+        paid = server.statuses.count(200)
+        again, tally, _ = label(settings, tmp_path)
+        assert server.statuses.count(200) == paid
+    assert tally.kept_before == tally.responses
+    assert {prompt: votes.tolist() for prompt, votes in again.items()} == {p: v.tolist() for p, v in first.items()}
+
+
+def test_a_server_that_gives_fewer_alternatives_is_asked_for_those(tmp_path: Path) -> None:
+    def rule(body: Body, number: int) -> Answer:
+        many = body.get("top_logprobs", 0) > 5
+        return error(400, "top_logprobs must be at most 5") if many else with_logprobs(body, number)
+
+    for method in ("auto", "logprobs"):
+        with serving(rule) as server:
+            found, tally, used = label(config(server, method=method), tmp_path / method)
+        assert used == "logprobs"
+        assert tally.texts == {"answered": len(TEXTS)}
+        assert len(found) == len(TEXTS)
+
+
 def test_an_endpoint_that_dies_half_way_costs_nothing_twice(tmp_path: Path) -> None:
     alive = [True]
 

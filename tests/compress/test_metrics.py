@@ -11,13 +11,10 @@ from seqeval.metrics import sequence_labeling as seqeval
 from sklearn import metrics as reference
 
 from bundle.manifest import Interval
+from compress.counts import Counts, count_multi, count_single, count_tags, subset
 from compress.metrics import (
-    Counts,
     Metric,
     accuracy,
-    count_multi,
-    count_single,
-    count_tags,
     disagreement,
     interval,
     macro_f1,
@@ -26,7 +23,6 @@ from compress.metrics import (
     paired_retention,
     per_class,
     recall_drops,
-    subset,
 )
 
 LABELS = ["a", "b", "c", "rare"]

@@ -23,6 +23,7 @@ from compress.anatomy import anatomy_of
 from compress.cost import COSTS, Meter, hidden_widths, shape_key
 from compress.errors import ModelError, RecipeError
 from compress.models import load_classifier
+from compress.pipeline import introduce
 from compress.report import target_line
 from compress.stage import StageReport
 from compress.student import check_quantizable
@@ -216,7 +217,7 @@ def test_measurements_of_something_else_are_refused(
         prune.run(run, stage_folder(run, "prune"))
     run = reopened(pruned, tmp_path / "b", STAGES[:4], [*TIMED, "prune.measurements=nowhere.json"])
     with pytest.raises(RecipeError, match=r"nowhere.json is not the costs.json of a finished run"):
-        prune.recorded(run)
+        introduce(run)  # before anything is trained
 
 
 def test_measurements_of_other_students_are_refused(

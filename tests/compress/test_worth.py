@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from bundle.manifest import BaselineMetrics, Interval
 from compress import evaluate, worth
+from compress.counts import Counts
 from compress.measure import answers, ruler_of
-from compress.metrics import Counts
 from compress.report import worth_lines
 from compress.student import untaught_student
 from tests.support.runs import Finished, reopened, stage_folder
