@@ -41,6 +41,9 @@ class Comparison:
         """(the reference's labels, the candidate's) -> texts."""
         self.given: Counter[str] = Counter()
         """The reference's labels -> texts."""
+        self.several_labels = False
+        """Whether a text got none or several."""
+        self._by_label = {name: Counter[str]() for name in ("reference", "candidate", "lost", "gained")}
 
     def add(self, row: int, text: TextInput, reference: Answer, candidate: Answer) -> None:
         """Count one text."""
@@ -48,6 +51,10 @@ class Comparison:
         difference = score_difference(reference, candidate)
         self.texts += 1
         self.given[before] += 1
+        had, has = set(reference.predicted), set(candidate.predicted)
+        self.several_labels |= len(had) != 1 or len(has) != 1
+        for name, labels in (("reference", had), ("candidate", has), ("lost", had - has), ("gained", has - had)):
+            self._by_label[name].update(labels)
         self._differences += difference
         self.largest_difference = max(self.largest_difference, difference)
         if before == after:
@@ -81,6 +88,11 @@ class Comparison:
         """Return the disagreements whose scores differ most, those first."""
         return sorted(self._worst, reverse=True)
 
+    def by_label(self) -> dict[str, dict[str, int]]:
+        """Return for each label how many texts have it of either, have it lost and have it gained."""
+        labels = sorted({label for counts in self._by_label.values() for label in counts})
+        return {label: {name: counts[label] for name, counts in self._by_label.items()} for label in labels}
+
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
         low, high = self.interval()
@@ -93,6 +105,7 @@ class Comparison:
                 {"reference": before, "candidate": after, "texts": count, "share": count / self.given[before]}
                 for (before, after), count in self.flips.most_common()
             ],
+            "labels": self.by_label(),
             "worst": [
                 {
                     "row": -found.row,

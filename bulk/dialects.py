@@ -10,6 +10,8 @@ from service.engine.tokenization import TextInput
 
 _ALL_LABELS = 1000
 _THRESHOLD = 0.5
+CONTENTS = "/api/v1/text/contents"
+"""The path of FMS' detectors."""
 
 
 class Labels(NamedTuple):
@@ -28,8 +30,16 @@ class Dialect(ABC):
     pairs = True
     """Whether it can be asked about two texts together."""
 
-    def __init__(self, labels: Labels) -> None:
+    names_model = False
+    """Whether every request names the model in a header."""
+
+    def __init__(self, labels: Labels, model: str = "") -> None:
         self.labels = labels
+        self.model = model
+
+    def headers(self) -> dict[str, str]:
+        """Return what every request says beside its body."""
+        return {}
 
     @abstractmethod
     def path(self, given: str) -> str:
@@ -195,8 +205,29 @@ class KServe(Dialect):
         return answers
 
 
+class Detectors(Dialect):
+    """That of FMS' detectors, which report labels above a threshold; at 0 all of them."""
+
+    name = "detectors"
+    pairs = False
+    names_model = True
+
+    def headers(self) -> dict[str, str]:  # noqa: D102
+        return {"detector-id": self.model}
+
+    def path(self, given: str) -> str:  # noqa: D102
+        return given or CONTENTS
+
+    def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
+        return {"contents": list(inputs), "detector_params": {"threshold": 0.0}}
+
+    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+        told = [{str(one["detection"]): float(one["score"]) for one in reported} for reported in found]
+        return [self._decided(scores) if scores else Answer((), scores) for scores in told]
+
+
 DIALECTS: dict[str, type[Dialect]] = {
-    kind.name: kind for kind in (Native, Tei, HuggingFace, OpenInference, Vllm, KServe)
+    kind.name: kind for kind in (Native, Tei, HuggingFace, OpenInference, Vllm, KServe, Detectors)
 }
 
 
@@ -208,7 +239,8 @@ def dialect_of(path: str) -> str:
         return OpenInference.name
     if path.startswith("/models/"):
         return HuggingFace.name
-    return {"/predict": Tei.name, "/invocations": Tei.name, "/classify": Vllm.name}.get(path, Native.name)
+    known = {"/predict": Tei.name, "/invocations": Tei.name, "/classify": Vllm.name, CONTENTS: Detectors.name}
+    return known.get(path, Native.name)
 
 
 def _by_label(labels: Sequence[Mapping[str, Any]]) -> dict[str, float]:

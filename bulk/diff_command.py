@@ -39,8 +39,11 @@ def diff(
     dialect: Annotated[
         str | None,
         typer.Option(
-            help="native, tei, huggingface, openinference, vllm or kserve.  [default: the one that the URL's path says]"
+            help="native, tei, huggingface, openinference, vllm, kserve or detectors.  [default: by the URL's path]"
         ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model there, where a header names it (detectors).")
     ] = None,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
@@ -66,8 +69,10 @@ def diff(
     file = None if data == Path("-") else data
     kind = kind_of_input(file, kind)
     remote = reference.startswith(("http://", "https://"))
-    if not remote and (dialect or api_key_env):
-        raise typer.BadParameter("--dialect and --api-key-env belong to a URL, which begins with http:// or https://")
+    if not remote and (dialect or api_key_env or model):
+        raise typer.BadParameter(
+            "--dialect, --model and --api-key-env belong to a URL, which begins with http:// or https://"
+        )
     with ExitStack() as opened:
         from bulk.classifier import Classifier
         from bulk.diff import Local, compare_file
@@ -77,7 +82,7 @@ def diff(
         own = opened.enter_context(Classifier(candidate, variant=variant))
         side: Side
         if remote:
-            side = _endpoint(opened, reference, own, dialect, api_key_env, timeout_s)
+            side = _endpoint(opened, reference, own, dialect, model, api_key_env, timeout_s)
         else:
             other = opened.enter_context(Classifier(reference, variant=variant))
             if other.manifest.text_pair != own.manifest.text_pair:
@@ -100,7 +105,13 @@ def diff(
 
 
 def _endpoint(
-    opened: ExitStack, url: str, own: "Classifier", dialect: str | None, key_env: str | None, timeout_s: float
+    opened: ExitStack,
+    url: str,
+    own: "Classifier",
+    dialect: str | None,
+    model: str | None,
+    key_env: str | None,
+    timeout_s: float,
 ) -> "Side":
     from bundle import Task
 
@@ -114,7 +125,7 @@ def _endpoint(
         raise typer.BadParameter(f"--dialect: found {dialect!r}, expected one of {', '.join(DIALECTS)}")
     manifest = own.manifest
     labels = Labels(manifest.labels, manifest.thresholds or {}, manifest.task is Task.MULTI_LABEL)
-    endpoint = opened.enter_context(Endpoint(url, dialect, labels, key_env=key_env, timeout_s=timeout_s))
+    endpoint = opened.enter_context(Endpoint(url, dialect, labels, key_env=key_env, timeout_s=timeout_s, model=model))
     if manifest.text_pair and not endpoint.dialect.pairs:
         raise BulkError(f"the dialect {endpoint.dialect.name} takes single texts, but the bundle compares two")
     return endpoint
@@ -140,6 +151,11 @@ def _show(found: "Compared", console: Console) -> None:
             share = f"{count / comparison.given[before]:.1%}"
             table.add_row(escape(before), escape(after), f"{count:,}", share)
         console.print(table)
+        if comparison.several_labels:
+            table = Table("label", "texts", "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
+            for label, count in comparison.by_label().items():
+                table.add_row(escape(label), *(f"{count[name]:,}" for name in ("reference", "lost", "gained")))
+            console.print(table)
         left = len(comparison.flips) - _FLIPS
         if left > 0:
             console.print(f"… and {left:,} kinds of flips more; --json has them all")

@@ -32,18 +32,31 @@ class Endpoint(Closing):
     server asks. One that is refused is asked again text by text, so that only a text that is refused alone is.
     """
 
-    def __init__(self, url: str, dialect: str | None, labels: Labels, *, key_env: str | None, timeout_s: float) -> None:
-        """Check the URL, the dialect and the key; raises EndpointError."""
+    def __init__(
+        self,
+        url: str,
+        dialect: str | None,
+        labels: Labels,
+        *,
+        key_env: str | None,
+        timeout_s: float,
+        model: str | None = None,
+    ) -> None:
+        """Check the URL, the dialect, the model (where a header names it) and the key; raises EndpointError."""
         parts = _checked(url)
         path = parts.path.rstrip("/")
-        self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels)
+        self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels, model or "")
+        if self.dialect.names_model != bool(model):
+            found = f"found {model!r}, but" if model else "not given, and"
+            wants = "in a header" if self.dialect.names_model else "in its path, if at all"
+            raise EndpointError(f"--model: {found} the dialect {self.dialect.name} names the model {wants}")
         if self.dialect.name == "openinference" and not path:
             raise EndpointError(f"{url}: expected a model in the path, such as /v2/models/NAME")
         if self.dialect.name == "kserve" and not path:
             raise EndpointError(f"{url}: expected a model in the path, such as /v1/models/NAME:predict")
         self.url = f"{parts.scheme}://{parts.netloc}{self.dialect.path(path)}"
         self._key = None if key_env is None else _read_key(key_env)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = self.dialect.headers() | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             self._http = httpx.Client(headers=headers, timeout=timeout_s)
         except (ImportError, ValueError, httpx.InvalidURL) as error:

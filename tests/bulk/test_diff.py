@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ def endpoint_that(answers: Callable[[list[str]], Reply]) -> Iterator[tuple[str, 
             self.send_response(status)
             self.send_header("retry-after", "0")
             self.send_header("content-length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            with suppress(BrokenPipeError, ConnectionResetError):  # a client that has seen enough
+                self.end_headers()
+                self.wfile.write(raw)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -125,6 +126,9 @@ def test_bundles_of_several_labels_and_of_pairs(bundle: Bundle, tmp_path: Path) 
     data = write_lines(tmp_path / "d.jsonl", [{"text": text, "text_pair": "the plot"} for text in sentences(50)])
     found = json.loads(run_limbeck("diff", several.folder, strict.folder, "--data", data, "--json").stdout)
     assert found["flips"]
+    assert found["labels"]["positive"]["lost"] > 0
+    table = run_limbeck("diff", several.folder, strict.folder, "--data", data).stdout.decode()
+    assert "Flips by label" in table
     assert found["score_difference"]["largest"] == 0
     assert any(
         "(none)" in (flip["candidate"], flip["reference"]) or "," in flip["reference"] for flip in found["flips"]
@@ -150,6 +154,23 @@ def test_an_endpoint_and_its_key(bundle: Bundle, rows: Path) -> None:
     assert {one["path"] for one in asked} == {"/v1/classify"}
     assert sum(len(one["inputs"]) for one in asked) == 300
     assert b"sk-secret" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "message"),
+    [
+        (("LABEL_0", "LABEL_1"), 1, "found LABEL_0, LABEL_1; expected some of the candidate's (negative, positive)"),
+        (("positive", "mixed"), 4, "Warning: labels of the reference that the candidate does not have: mixed"),
+    ],
+)
+def test_labels_that_are_not_the_candidates_are_told(
+    bundle: Bundle, rows: Path, names: tuple[str, str], code: int, message: str
+) -> None:
+    labels = [{"label": names[0], "score": 0.75}, {"label": names[1], "score": 0.25}]
+    with endpoint_that(lambda inputs: (200, {"results": [{"labels": labels} for _ in inputs]})) as (url, _):
+        result = run_limbeck("diff", url, bundle.folder, "--data", rows)
+    assert result.returncode == code
+    assert message in result.stderr.decode()
 
 
 def test_a_text_that_the_endpoint_refuses_is_a_bad_row(bundle: Bundle, rows: Path) -> None:
@@ -310,6 +331,16 @@ def test_labels_without_names_must_be_the_bundles() -> None:
             ["http://h:1", "{bundle}", "--data", "{empty}", "--dialect", "openinference"],
             1,
             "expected a model in the path",
+        ),
+        (
+            ["http://h:1", "{bundle}", "--data", "{empty}", "--model", "m"],
+            1,
+            "--model: found 'm', but the dialect native",
+        ),
+        (
+            ["http://h:1/api/v1/text/contents", "{bundle}", "--data", "{empty}"],
+            1,
+            "--model: not given, and the dialect detectors names the model in a header",
         ),
         (["http://h:1/classify", "{pairs}", "--data", "{empty}"], 1, "takes single texts, but the bundle compares two"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bulk.classifier import Classifier
-from bulk.dialects import Labels
+from bulk.dialects import Labels, dialect_of
 from bulk.diff import Local, compare_file
 from bulk.endpoint import Endpoint
 from bulk.files import Job
@@ -22,6 +22,7 @@ PATHS = {
     "openinference": "/v2/models/{}",
     "vllm": "/classify",
     "kserve": "/v1/models/{}:predict",
+    "detectors": "/api/v1/text/contents",
 }
 
 
@@ -36,9 +37,9 @@ def test_a_bundle_agrees_with_the_service_that_serves_it(
     with Classifier(served.bundles[task], variant="fp32") as own:
         manifest = own.manifest
         labels = Labels(manifest.labels, manifest.thresholds or {}, task is Task.MULTI_LABEL)
-        with Endpoint(
-            served.url + PATHS[dialect].format(task.value), dialect, labels, key_env=None, timeout_s=30
-        ) as there:
+        url, model = served.url + PATHS[dialect].format(task.value), task.value if dialect == "detectors" else None
+        assert dialect_of(PATHS[dialect].format(task.value)) == (dialect if dialect != "tei" else "huggingface")
+        with Endpoint(url, dialect, labels, key_env=None, timeout_s=30, model=model) as there:
             if task is Task.PAIR and not there.dialect.pairs:
                 pytest.skip(f"{dialect} takes single texts")
             if dialect == "vllm" and task is not Task.SINGLE_LABEL:
