@@ -113,7 +113,8 @@ def save_tokenizer(tokenizer: Any, path: Path) -> None:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    backend.save(str(path))
+    # not its own `save`: what that raises on a full disk is no OSError
+    path.write_text(backend.to_str(pretty=True), encoding="utf-8")
 
 
 def check_same_vocabulary(reference: str, tokenizer: Tokenizer) -> None:

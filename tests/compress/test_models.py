@@ -148,6 +148,8 @@ def test_the_saved_tokenizer_gives_transformers_ids(tmp_path: Path) -> None:
     expected = reference(TEXTS, truncation=True, max_length=6)["input_ids"]
     assert [encoding.ids for encoding in served.encode(TEXTS)] == expected
     assert served.pad_id == reference.pad_token_id
+    with pytest.raises(OSError, match="No space left"):  # the library's own `save` raises what nobody expects
+        save_tokenizer(reference, Path("/dev/full"))
 
 
 @pytest.mark.parametrize(("family", "limit"), [("bert", 40), ("roberta", 39)])
