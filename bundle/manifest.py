@@ -183,6 +183,12 @@ class Lineage(_Schema):
     teachers: dict[str, Any] = Field(
         default={}, description="where others taught beside the teacher: `validation`, each one's main metric; `llm`"
     )
+    models: dict[str, Any] = Field(
+        default={}, description="what training began from: name in the recipe -> file -> SHA-256, or a hub id"
+    )
+    files: dict[str, Sha256] = Field(
+        default={}, description="what the stages left, by `stage/file`; two runs part where these do"
+    )
     seeds: dict[str, int]
     library_versions: dict[str, str]
     machine: str

@@ -10,7 +10,7 @@ import numpy as np
 
 from bundle import LAYOUT, Bundle, GoldenInput, Manifest, Task, Variant, write_bundle
 from bundle.manifest import BaselineMetrics, Lineage, StageMetrics, TargetOutcome
-from compress import distill, evaluate, export, search
+from compress import distill, evaluate, export, search, teacher
 from compress.calibrate import read_fitted
 from compress.confidence import Fitted
 from compress.errors import GateError
@@ -19,6 +19,7 @@ from compress.gate import Check, Measured, SliceDrop, check_gate, failures_table
 from compress.machine import describe_machine
 from compress.measure import STUDENT
 from compress.model_card import model_card
+from compress.models import model_identity
 from compress.recipe import Gate
 from compress.reference import MOST_TEXTS, reference_statistics
 from compress.report_html import report_html
@@ -59,6 +60,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         data=run.splits.fingerprints(),
         overlap=run.splits.overlap(),
         teachers=_others_who_taught(run),
+        models=_models(run),
+        files={f"{name}/{path}": sha256 for name, done in run.reports.items() for path, sha256 in done.files.items()},
         seeds={"seed": recipe.seed},
         library_versions=library_versions(),
         machine=describe_machine(),
@@ -94,6 +97,16 @@ def _others_who_taught(run: Run) -> dict[str, Any]:
     told = {"validation": run.reports["targets"].summary.get("validation")}
     told["llm"] = run.reports["label"].summary if "label" in run.reports else None
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _models(run: Run) -> dict[str, Any]:
+    """Return what tells the models from others that training began from."""
+    recipe = run.recipe
+    named = {teacher.other(number): other.model for number, other in enumerate(recipe.teacher.others)}
+    named = {teacher.FIRST: recipe.teacher.model, **named}
+    if recipe.student.init != "teacher":
+        named["student"] = recipe.student.init
+    return {name: model_identity(reference, run.recipe_folder) for name, reference in named.items()}
 
 
 def assemble(

@@ -23,7 +23,8 @@ from compress.recipe_file import located
 from compress.tasks import SPECS, TaskSpec
 from compress.team import ALONE, Team
 
-LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "scipy", "tokenizers", "torch", "transformers")
+_PERHAPS = ("accelerate", "onnxruntime", "onnxruntime-gpu", "peft")
 CHECKPOINTS = "checkpoints"
 """Folder in a stage's folder that outlives a kill."""
 _RECORD, _STARTED = "stage.json", "started.json"
@@ -116,9 +117,9 @@ StageFunction = Callable[[Run, Path], dict[str, Any]]
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries whose code decides the outcome."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    for runtime in ("onnxruntime", "onnxruntime-gpu"):
+    for name in _PERHAPS:
         try:
-            versions[runtime] = metadata.version(runtime)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return versions

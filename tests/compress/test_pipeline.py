@@ -50,6 +50,11 @@ def test_the_run_makes_a_bundle_that_verifies(single: Finished) -> None:
     assert all(variant.batch_invariant for variant in manifest.variants if variant.name != "fp16")
     assert [row.stage for row in manifest.metrics] == ["teacher", "student", "int8", "fp16"]
     assert manifest.lineage.data["test"].rows == 80
+    teacher = (single.recipe.parent / "teacher/model.safetensors").read_bytes()
+    assert manifest.lineage.models["teacher"]["model.safetensors"] == hashlib.sha256(teacher).hexdigest()
+    for name in ("teacher/model/model.safetensors", "targets/logits.npy", "distill/model/model.safetensors"):
+        found = hashlib.sha256((single.out / "work" / name).read_bytes()).hexdigest()
+        assert manifest.lineage.files[name] == found
     assert "student" in single.printed
     assert "accuracy" in single.printed
     verified = limbeck("verify", single.out / "bundle")
