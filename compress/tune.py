@@ -8,26 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from compress import distill, teacher
 from compress.errors import FAULTS, ModelError, RecipeError, TrainingError
+from compress.models import load_classifier
 from compress.pipeline import alone, quiet_libraries, run_until
 from compress.recipe import Range, Recipe, Tune
 from compress.recipe_file import load_recipe
 from compress.stage import Run, fingerprint, write_atomic
+from service.engine.tokenization import Tokenizer
 
 if TYPE_CHECKING:
     import optuna
 
 REPORT = "tune.json"
 _JOURNAL = "tune.journal"
-_SEARCHED = ("teacher.", "student.", "distill.")
+_LATER = ("prune", "vocabulary")
+"""Stages after distill, the last one first, whose keys can be searched."""
+_SEARCHED = ("teacher.", "student.", "distill.", *(f"{stage}." for stage in _LATER))
 
 
 def tune(recipe_path: Path, overrides: list[str], out: Path | None, console: Console, trials: int) -> dict[str, Any]:
     """Run trials until `trials` of them are over, and return the best one's keys; `OUT/tune.json` has all.
 
-    A trial is a run up to the stage distill in `OUT`, so whatever its keys do not change is taken over from the trial
-    before. Values come from a tree-structured Parzen estimator (Bergstra et al. 2011), seeded by the recipe and the
-    number of trials that are over: an interrupted search asks for the same values again. Raises CompressError.
+    A trial is a run up to the stage distill, or to the last one whose keys are searched, in `OUT`, so whatever its keys
+    do not change is taken over from the trial before. Values come from a tree-structured Parzen estimator (Bergstra et
+    al. 2011), seeded by the recipe and the number of trials that are over: an interrupted search asks for the same
+    values again. Raises CompressError.
     """
     recipe = load_recipe(recipe_path, overrides)
     if recipe.tune is None:
@@ -46,30 +52,46 @@ def tune(recipe_path: Path, overrides: list[str], out: Path | None, console: Con
             trial = study.ask(distributions)
             chosen = _overrides(trial.params)
             console.print(f"\n[bold]trial {over + 1} of {trials}[/bold]: {' '.join(chosen)}", soft_wrap=True)
-            score = _score(recipe_path, [*overrides, *chosen], out, console)
+            score = _score(recipe_path, [*overrides, *chosen], out, console, _last_stage(recipe.tune))
             state = optuna.trial.TrialState.PRUNED if score is None else optuna.trial.TrialState.COMPLETE
             study.tell(trial, score, state=state)
             _write_report(study, out)
         return _best(study)
 
 
-def _score(recipe_path: Path, overrides: list[str], out: Path, console: Console) -> float | None:
+def _last_stage(config: Tune) -> str:
+    """Return the stage whose student is judged."""
+    return next((stage for stage in _LATER if any(key.startswith(f"{stage}.") for key in config.space)), "distill")
+
+
+def _score(recipe_path: Path, overrides: list[str], out: Path, console: Console, last: str) -> float | None:
     """Return the student's validation score, or None where these values cannot be trained with."""
     try:
         run = Run(load_recipe(recipe_path, overrides), recipe_path.resolve().parent, out, console, {})
-        run_until(run, "distill")
+        run_until(run, last)
     except (ModelError, RecipeError, TrainingError) as error:
         if isinstance(error, FAULTS):  # which other values would meet, too, and a later run may not
             raise
         console.print(f"  given up: {error}", style="yellow", markup=False, soft_wrap=True)
         return None
+    if last != "distill":
+        return _measured(run, run.folder(last))
     score = run.reports["distill"].summary.get("validation_score")
     if score is None:
         raise RecipeError(
             "tune: the student is all of its teacher, which is pruned first and taught then, so trials cannot be told "
-            "apart; leave target out while you search, or give student.layers fewer layers"
+            "apart; leave target out while you search, give student.layers fewer layers, or search over keys of prune, "
+            "too"
         )
     return float(score)
+
+
+def _measured(run: Run, folder: Path) -> float:
+    """Return the validation score of the student that a stage left."""
+    spec, labels = run.spec, run.splits.labels
+    student = load_classifier(str(folder / distill.MODEL), labels, run.recipe.seed, spec, keep_head=True)
+    tokenizer = Tokenizer(folder / distill.TOKENIZER, run.recipe.data.max_length)
+    return teacher.validation_score(spec, tokenizer, run.splits.validation, labels)(student)
 
 
 def _study(recipe_path: Path, recipe: Recipe, out: Path, console: Console) -> "optuna.Study":
@@ -109,7 +131,7 @@ def _check(recipe_path: Path, overrides: list[str], config: Tune) -> None:
         if not key.startswith(_SEARCHED):
             raise RecipeError(
                 f"tune.space: {key} does not decide how good the student is on the validation split; expected keys of "
-                "teacher, student or distill"
+                "teacher, student, distill, vocabulary or prune"
             )
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             load_recipe(recipe_path, [*overrides, *_overrides({key: value})])

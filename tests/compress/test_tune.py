@@ -16,6 +16,7 @@ from compress.errors import RecipeError, TrainingError
 from compress.stage import Run
 from compress.tune import tune
 from tests.support.command import limbeck, started
+from tests.support.pruned import summary, write_pruned_recipe
 from tests.support.runs import Finished
 
 pytest.importorskip("optuna", reason="needs optuna: pip install 'limbeck[train]'")
@@ -46,7 +47,7 @@ def fake_scores(
     """Let a formula say how good a student is; the values that were asked for."""
     asked = []
 
-    def scored(recipe_path: Path, overrides: list[str], out: Path, console: Console) -> float | None:
+    def scored(recipe_path: Path, overrides: list[str], out: Path, console: Console, last: str) -> float | None:
         asked.append(dict(word.split("=", 1) for word in overrides[1:]))
         return score(asked[-1])
 
@@ -65,6 +66,23 @@ def test_the_best_of_many_trials_is_near_the_optimum(
     assert best["score"] > -0.01
     rate = float(dict(word.split("=") for word in best["set"])["distill.learning_rate"])
     assert 7e-4 < rate < 1.4e-3
+
+
+@pytest.mark.slow
+def test_how_a_student_is_pruned_is_searched_by_what_comes_out(tmp_path: Path) -> None:
+    """The score is the pruned student's, as its stage says; teacher and distillation are those of the first trial."""
+    recipe, out = write_pruned_recipe(tmp_path), tmp_path / "out"
+    found = {"prune.final_epochs": [1, 4], "vocabulary.min_count": [1]}
+    best = tune(recipe, [space(found), "prune.steps=1"], out, QUIET, 3)
+    rows = json.loads((out / module.REPORT).read_text())["trials"]
+    assert len({row["score"] for row in rows}) == 2
+    last = summary(out, "prune")["steps"][-1]
+    assert rows[-1]["score"] == pytest.approx(last["validation_score"])
+    assert best["score"] == max(row["score"] for row in rows)
+    assert not (out / "work/export").exists()
+    unpruned = write_pruned_recipe(tmp_path / "unpruned", target=None, prune=None)
+    with pytest.raises(RecipeError, match="prune says how target is reached; target is not given"):
+        tune(unpruned, [space(found)], tmp_path / "none", QUIET, 1)
 
 
 def test_whole_numbers_and_lists_stay_what_they_are(
