@@ -14,6 +14,7 @@ import onnx
 from rich.console import Console
 from scipy.optimize import nnls
 from torch import nn
+from transformers import AutoConfig
 
 from compress import teacher
 from compress.anatomy import anatomy_of
@@ -23,6 +24,7 @@ from compress.export import export_model, optimize
 from compress.graph import Graph
 from compress.latency import Timed, measure_latency
 from compress.latency_table import measure_curves
+from compress.machine import describe_machine
 from compress.mask_search import Costs, fewest_blocks
 from compress.models import load_classifier
 from compress.quantize_weights import MIN_MATRIX_ELEMENTS
@@ -59,18 +61,26 @@ class Meter:
         """
         scratch.mkdir(parents=True, exist_ok=True)
         vocabulary, prune = run.recipe.vocabulary, run.recipe.prune
+        architecture: Any = student.config
+        of_teacher: Any = AutoConfig.from_pretrained(run.folder("teacher") / teacher.MODEL)
         about = target.model_dump(mode="json", exclude={target.kind}) | {
             "of": target.kind,
             "tokens_known": len(tokenizer.vocabulary()),
             "embedding_rank": vocabulary and vocabulary.embedding_rank,
             "head_width": anatomy_of(student).layers[0].head_width,
+            "student": architecture.model_type,
+            "teacher": f"{of_teacher.model_type}, {of_teacher.num_hidden_layers} layers of {of_teacher.hidden_size}",
             "prune": {"block": prune.block, "hidden": prune.hidden},
             "method": run.recipe.quantize.candidates[0],
         }
-        known = read_json(scratch / COSTS) or recorded or {"about": about, "measured": {}}
+        machine = describe_machine()
+        known = read_json(scratch / COSTS) or recorded or {"about": about, "machine": machine, "measured": {}}
         if known.get("about") != about:
             found, expected = _differences(known.get("about"), about)
             raise RecipeError(f"prune.measurements: they are of {found}; expected {expected}")
+        if known.get("machine") != machine:
+            told = f"Warning: prune.measurements: they are of another machine ({known.get('machine', 'unknown')})"
+            run.console.print(told, style="yellow", markup=False, soft_wrap=True)
         write_atomic(scratch / COSTS, json.dumps(known))
         return cls(run, target, tokenizer, scratch, known)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from torch import nn
 
 from bundle import open_bundle
@@ -230,12 +231,32 @@ def test_measurements_of_other_students_are_refused(
     for changed, options, message in (
         ({}, ["prune.hidden=true"], r"they are of {'prune': .*'hidden': False}}; expected {.*'hidden': True}}"),
         ({"about": found["about"] | {"tokens_known": 9}}, [], r"they are of {'tokens_known': 9}; expected"),
+        (
+            {"about": found["about"] | {"student": "mpnet"}},
+            [],
+            r"they are of {'student': 'mpnet'}; expected {'student'",
+        ),
+        ({"about": found["about"] | {"teacher": "bert, 12"}}, [], r"they are of {'teacher': 'bert, 12'}; expected"),
         ({"widths": [32, 40]}, [], "they are of students 40 wide; expected 64"),
     ):
         recorded.write_text(json.dumps(found | changed))
         run = reopened(pruned, tmp_path / message[:20], STAGES[:4], [*again, *options])
         with pytest.raises(RecipeError, match=f"prune.measurements: {message}"):
             prune.run(run, stage_folder(run, "prune"))
+
+
+def test_measurements_of_another_machine_are_told(
+    pruned: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = tmp_path / "costs.json"
+    found = json.loads((pruned.out / "work/prune" / COSTS).read_text())
+    again = ["target={size_mb: 0.14}", f"prune.measurements={recorded}"]
+    for machine in (found["machine"], "a Z80, 1 core"):
+        recorded.write_text(json.dumps(found | {"machine": machine}))
+        run = replace(reopened(pruned, tmp_path / machine[:3], STAGES[:4], again), console=Console())
+        prune.run(run, stage_folder(run, "prune"))
+        told = "prune.measurements: they are of another machine (a Z80, 1 core)" in capsys.readouterr().out
+        assert told == (machine != found["machine"])
 
 
 def test_what_a_set_measured_is_of_its_own_student(
@@ -267,7 +288,12 @@ def test_what_a_set_measured_is_of_its_own_student(
     assert len(asked) == known
     with pytest.raises(ModelError, match=r"target\.size_mb: found 0\.01; .*a larger file, allow prune.hidden, prune "):
         targets([0.1, 0.01], small, layers)  # before any point is cut
-    targets(2, "target={latency_ms: 70}", layers)
+    with pytest.raises(
+        RecipeError, match=r"size_mb: found 0\.2, which the student meets as it is \(0\.128\); --pareto 2"
+    ):
+        targets(2, "target={size_mb: 0.2}", layers)
+    known = len(asked)
+    targets(2, "target={latency_ms: 0.07}", layers)
     assert asked[known:] == ["latency_ms"] * 2
 
 
