@@ -66,7 +66,7 @@ def compress(
     if pareto is not None:
         from compress.pareto import pareto as several
 
-        for point in several(recipe, overrides or [], out, console, _wanted(pareto), force):
+        for point in several(recipe, overrides or [], out, console, _wanted(pareto), force, tensorboard):
             console.print(f"bundle: {point.folder}", markup=False, soft_wrap=True)
         return
     from compress.pipeline import compress as run

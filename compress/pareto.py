@@ -53,12 +53,14 @@ def pareto(
     console: Console,
     wanted: Sequence[float] | int,
     force: bool = False,
+    events_folder: Path | None = None,
 ) -> list[Bundle]:
     """Run a recipe for several targets and return the bundles, in `OUT/pareto/1/bundle` and so on.
 
     `wanted` are the targets, of the recipe's kind and the weakest first, or how many to spread up to the recipe's. A
-    point that its gate refuses has no bundle. A run that was killed goes on where it was. Raises CompressError
-    (GateError when no point passed), and BundleError when a bundle cannot be written.
+    point that its gate refuses has no bundle. `events_folder` is for TensorBoard; points have folders of their own. A
+    run that was killed goes on where it was. Raises CompressError (GateError when no point passed), and BundleError
+    when a bundle cannot be written.
     """
     recipe = load_recipe(recipe_path, overrides)
     if recipe.target is None:
@@ -67,6 +69,7 @@ def pareto(
         check_order(wanted, recipe.target.kind)
     number = wanted if isinstance(wanted, int) else len(wanted)
     base = Run(recipe, recipe_path.resolve().parent, out or Path("runs") / recipe.name, console, {}, force)
+    base.events_folder = events_folder
     folders = [base.out / FOLDER / str(index + 1) for index in range(number)]
     for folder in folders:
         check_target(folder / package.BUNDLE)
@@ -79,7 +82,10 @@ def pareto(
         for index, (folder, target) in enumerate(zip(folders, targets, strict=True)):
             console.rule(f"point {index + 1} of {number}")
             own = _recipe_of_point(recipe, recipe.target, target, index, number)
-            point = replace(base, recipe=own, out=folder, reports={}, shared=base.out, previous=previous)
+            events = events_folder and events_folder / f"point-{index + 1}"
+            point = replace(
+                base, recipe=own, out=folder, reports={}, shared=base.out, previous=previous, events_folder=events
+            )
             try:
                 run_until(point, "package")
                 bundles.append(open_bundle(folder / package.BUNDLE))
@@ -160,7 +166,14 @@ def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[f
     begin = meter.value(meter.cost(student))
     check_reachable(meter, student)
     meter.close()
-    return spread(begin, target.value, wanted) if isinstance(wanted, int) else list(wanted)
+    if not isinstance(wanted, int):
+        return list(wanted)
+    if meter.cost(student) <= meter.wanted:
+        raise RecipeError(
+            f"target.{target.kind}: found {target.value:g}, which the student meets as it is ({begin:.3g}); --pareto "
+            f"{wanted} needs a stronger one to spread students up to"
+        )
+    return spread(begin, target.value, wanted)
 
 
 def _recipe_of_point(recipe: Recipe, target: Target, wanted: float, index: int, number: int) -> Recipe:
