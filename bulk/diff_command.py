@@ -153,8 +153,8 @@ def _show(found: "Compared", console: Console) -> None:
         console.print(table)
         if comparison.several_labels:
             table = Table("label", "texts", "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
-            for label, count in comparison.by_label().items():
-                table.add_row(escape(label), *(f"{count[name]:,}" for name in ("reference", "lost", "gained")))
+            for label, counts in comparison.by_label().items():
+                table.add_row(escape(label), *(f"{counts[name]:,}" for name in ("reference", "lost", "gained")))
             console.print(table)
         left = len(comparison.flips) - _FLIPS
         if left > 0:

@@ -15,7 +15,7 @@ from compress.rows import FloatArray, one_row_each
 from compress.stage import Run
 
 if TYPE_CHECKING:
-    from compress.llm_labeler import Tally
+    from compress.llm_requests import Tally
 
 LOGITS = "logits.npy"
 CACHE = "llm-answers.jsonl"

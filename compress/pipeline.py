@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from compress.report import stage_table, target_line, wording, worth_lines
 from compress.savings import price_of, savings_line
 from compress.slices import by_column
 from compress.stage import Run, StageFunction, follow_stage, run_stage
-from compress.team import connect, disband
+from compress.team import connect, disband, on_all_cores
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def run_until(run: Run, last: str) -> None:
     for stage in _stages(run):
         if stage.name == "package":
             _forget_lost_bundle(run)
-        run_stage(run, stage.name, stage.reads(run), stage.work)
+        with nullcontext() if stage.follow else on_all_cores(run.team):
+            run_stage(run, stage.name, stage.reads(run), stage.work)
         if stage.name == last:
             return
 
@@ -112,13 +113,15 @@ def _stages(run: Run) -> list[_Stage]:
     baselines = (
         [_Stage("baselines", reads.read_by_baselines, worth.run, worth.follow)] if run.recipe.evaluate.baselines else []
     )
-    makers = {"vocabulary": (reads.read_by_vocabulary, vocabulary.run), "prune": (reads.read_by_prune, prune.run)}
-    reducers = [_Stage(name, *makers[name]) for name in run.student_stages[1:]]
+    reducers = {
+        "vocabulary": _Stage("vocabulary", reads.read_by_vocabulary, vocabulary.run, vocabulary.follow),
+        "prune": _Stage("prune", reads.read_by_prune, prune.run, prune.follow),
+    }
     return [
         *_teachers(run),
         _Stage("targets", reads.read_by_targets, targets.run),
         _Stage("distill", reads.read_by_distill, distill.run, distill.run),
-        *reducers,
+        *[reducers[name] for name in run.student_stages[1:]],
         _Stage("export", reads.read_by_export, export.run),
         _Stage("calibrate", reads.read_by_calibrate, calibrate.run),
         _Stage("quantize", reads.read_by_quantize, search.run),

@@ -40,7 +40,7 @@ _NEAR_ENOUGH = 0.04
 _TRIES, _SEARCHES = 6, 25
 """Cuts that are measured for the last step, at most; several questions can have the same answer."""
 _SAME = 1.003
-_DONE, _PLAN, _MODEL = "done.json", "plan.json", "model"
+_DONE, _PLAN, _MODEL, _TRAINING = "done.json", "plan.json", "model", "training"
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -54,11 +54,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer(folder / distill.TOKENIZER, recipe.data.max_length)
     meter = Meter.open(run, recipe.target, student, tokenizer, scratch, recorded(run))
     begin, costs = meter.cost(student), meter.costs(student)
-    cutter = _Cutter(run, recipe.target, Lesson.of(run, tokenizer), meter, costs, begin, scratch)
+    lesson = Lesson.of(run, tokenizer, run.team)
+    cutter = _Cutter(run, recipe.target, lesson, meter, costs, begin, scratch)
     run.console.print(f"  before: {meter.in_words(begin)}; wanted: {meter.in_words(meter.wanted)}", markup=False)
     check_reachable(meter, student)
     student, steps = cutter.cut_all(student)
-    summary = cutter.lesson.teach_rounding(student, folder)
+    summary = lesson.teach_rounding(student, folder)
     teacher.save_model(student, folder / distill.MODEL)
     shutil.copyfile(scratch / COSTS, folder / COSTS)
     return {
@@ -69,6 +70,21 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "steps": steps,
         **summary,
     }
+
+
+def follow(run: Run, folder: Path) -> None:
+    """Teach with the first process, which measures and cuts; `folder` is this process's own."""
+    own = run.folder("prune")
+    done = run.team.shared(0)
+    source = _place(own / CHECKPOINTS, done) / _MODEL if done else run.before("prune") / distill.MODEL
+    student = load_student(run, source)
+    tokenizer = Tokenizer(own / distill.TOKENIZER, run.recipe.data.max_length)
+    lesson = Lesson.of(run, tokenizer, run.team)
+    while (kept := run.team.shared(None)) is not None:
+        done += 1
+        cut(student, _kept(kept))
+        _teach(lesson, student, done, folder)
+    lesson.teach_rounding(student, folder)
 
 
 def recorded(run: Run) -> dict[str, Any] | None:
@@ -110,6 +126,22 @@ def load_student(run: Run, folder: Path) -> nn.Module:
     return load_classifier(str(folder), run.splits.labels, run.recipe.seed, run.spec, keep_head=True)
 
 
+def _place(scratch: Path, step: int) -> Path:
+    return scratch / f"step-{step}"
+
+
+def _teach(lesson: Lesson, student: nn.Module, step: int, folder: Path) -> dict[str, Any]:
+    """Teach a student after a cut, in place; return the summary of the training."""
+    recipe = lesson.run.recipe
+    settings = recipe.prune
+    changed = {
+        "epochs": settings.final_epochs if step == settings.steps else settings.epochs,
+        "learning_rate": settings.learning_rate or recipe.distill.learning_rate,
+    }
+    config, seed = recipe.distill.model_copy(update=changed), recipe.seed + 10 + step
+    return lesson.teach(student, config, folder, f"distilling after cut {step}", seed=seed)
+
+
 @dataclass(frozen=True)
 class _Cutter:
     """Cuts and teaches, step by step; what is done lies in `scratch` and is not done again."""
@@ -125,41 +157,35 @@ class _Cutter:
     def cut_all(self, student: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
         """Return the pruned student and what was done in each step; raises ModelError for a target out of reach."""
         wanted, number = self.meter.wanted, self.run.recipe.prune.steps
-        if self.begin <= wanted:
-            self.run.console.print("  the student meets its target as it is: nothing is cut")
-            return student, []
         done: list[dict[str, Any]] = []
-        while (report := read_json(self._place(len(done) + 1) / _DONE)) is not None:  # by a run that was killed
+        while (
+            report := read_json(_place(self.scratch, len(done) + 1) / _DONE)
+        ) is not None:  # by a run that was killed
             done.append(report)
         if done:
-            student = load_student(self.run, self._place(len(done)) / _MODEL)
+            student = load_student(self.run, _place(self.scratch, len(done)) / _MODEL)
+        self.run.team.shared(len(done))
+        if self.begin <= wanted:
+            self.run.console.print("  the student meets its target as it is: nothing is cut")
+            number = 0
         for step in range(len(done) + 1, number + 1):
             report = self._step(student, step, self.begin * (wanted / self.begin) ** (step / number))
             done.append(report)
+        self.run.team.shared(None)  # no cut comes
         return student, done
-
-    def _place(self, step: int) -> Path:
-        return self.scratch / f"step-{step}"
 
     def _step(self, student: nn.Module, step: int, budget: float) -> dict[str, Any]:
         """Cut and teach `student` in place, save it, and return what was done."""
-        run, settings, place = self.run, self.run.recipe.prune, self._place(step)
+        run, settings, place = self.run, self.run.recipe.prune, _place(self.scratch, step)
         place.mkdir(parents=True, exist_ok=True)
         plan = read_json(place / _PLAN)
         if plan is None:
             plan = self._plan(student, step, budget)
             write_atomic(place / _PLAN, json.dumps(plan))
-        cut(student, _kept(plan["kept"]))
+        cut(student, _kept(run.team.shared(plan["kept"])))
         told = _told(student, self.meter, plan["cost"])
         run.console.print(f"  cut {step} of {settings.steps}: {told}", soft_wrap=True, markup=False)
-        last = step == settings.steps
-        changed = {
-            "epochs": settings.final_epochs if last else settings.epochs,
-            "learning_rate": settings.learning_rate or run.recipe.distill.learning_rate,
-        }
-        config = run.recipe.distill.model_copy(update=changed)
-        title = f"distilling after cut {step}"
-        summary = self.lesson.teach(student, config, place / "training", title, seed=run.recipe.seed + 10 + step)
+        summary = _teach(self.lesson, student, step, place / _TRAINING)
         teacher.save_model(student, place / _MODEL)
         report = {
             "cost": plan["cost"],
@@ -170,8 +196,8 @@ class _Cutter:
             "history": summary["history"],
         }
         write_atomic(place / _DONE, json.dumps(report))
-        shutil.rmtree(place / "training", ignore_errors=True)
-        shutil.rmtree(self._place(step - 1) / _MODEL, ignore_errors=True)
+        shutil.rmtree(place / _TRAINING, ignore_errors=True)
+        shutil.rmtree(_place(self.scratch, step - 1) / _MODEL, ignore_errors=True)
         return report
 
     def _plan(self, student: nn.Module, step: int, budget: float) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from compress.errors import LostError, TrainingError
+from compress.machine import usable_cores
 
 T = TypeVar("T")
 
@@ -106,6 +108,20 @@ def connect() -> Team:
     options: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl"} if gpus else {}
     state = PartialState(cpu=not gpus, timeout=_PATIENCE, **options)
     return Team(state.process_index, state.num_processes)
+
+
+@contextmanager
+def on_all_cores(team: Team) -> Iterator[None]:
+    """Let the first process compute on every core while the others wait; a number of threads of the user's stays."""
+    threads, cores = torch.get_num_threads(), usable_cores()
+    if team.size == 1 or threads != max(1, cores // team.size):
+        yield
+        return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def disband() -> None:

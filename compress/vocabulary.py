@@ -17,6 +17,7 @@ from compress.errors import ModelError, RecipeError
 from compress.examples import Example
 from compress.factorize import factorize
 from compress.models import load_classifier
+from compress.recipe_target import Vocabulary
 from compress.stage import CHECKPOINTS, Run
 from compress.tasks import METRICS
 from compress.tokens import kept_ids, rebuilt
@@ -28,16 +29,13 @@ _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `model/` and `tokenizer.json` with fewer tokens."""
     recipe, splits = run.recipe, run.splits
-    config = recipe.vocabulary
-    if config is None:
-        raise RecipeError("vocabulary: not given")
-    source, length = run.before("vocabulary"), recipe.data.max_length
-    student = load_classifier(str(source / distill.MODEL), splits.labels, recipe.seed, run.spec, keep_head=True)
+    config, source, length = _config(run), run.before("vocabulary"), recipe.data.max_length
+    student = _student(run)
     old = Tokenizer(source / distill.TOKENIZER, length)
     before = _score(run, student, old, splits.test)
     seen = count_tokens(old, targets.transfer_set(run, run.folder("targets")))
     ids = prune_tokenizer(source / distill.TOKENIZER, seen, config.min_count, folder / distill.TOKENIZER)
-    cut_embeddings(student, ids)
+    cut_embeddings(student, run.team.shared(ids))
     new = Tokenizer(folder / distill.TOKENIZER, length)
     summary: dict[str, Any] = {
         "tokens": len(ids),
@@ -51,16 +49,47 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     # reported, and nothing is chosen by it
     summary["test_score"] = {"before": before, "after": _score(run, student, new, splits.test)}
     _tell(run, summary)
-    lesson = Lesson.of(run, new)
+    lesson = Lesson.of(run, new, run.team)
     if config.epochs:
-        changed = recipe.distill.model_copy(update={"epochs": config.epochs})
-        place, seed = folder / CHECKPOINTS / "float", recipe.seed + 3
-        summary |= lesson.teach(student, changed, place, "distilling with fewer tokens", seed=seed)
+        summary |= _teach(lesson, student, folder)
         summary["test_score"]["taught"] = _score(run, student, new, splits.test)
     if run.student_stages[-1] == "vocabulary":
         summary |= lesson.teach_rounding(student, folder)
     teacher.save_model(student, folder / distill.MODEL)
     return {"parameters": teacher.count_parameters(student), **summary}
+
+
+def follow(run: Run, folder: Path) -> None:
+    """Teach with the first process, which does all else; `folder` is this process's own."""
+    config, student = _config(run), _student(run)
+    cut_embeddings(student, run.team.shared([]))
+    if config.embedding_rank is not None:
+        factorize(student, config.embedding_rank)
+    new = Tokenizer(run.folder("vocabulary") / distill.TOKENIZER, run.recipe.data.max_length)
+    lesson = Lesson.of(run, new, run.team)
+    if config.epochs:
+        _teach(lesson, student, folder)
+    if run.student_stages[-1] == "vocabulary":
+        lesson.teach_rounding(student, folder)
+
+
+def _config(run: Run) -> Vocabulary:
+    if run.recipe.vocabulary is None:
+        raise RecipeError("vocabulary: not given")
+    return run.recipe.vocabulary
+
+
+def _student(run: Run) -> nn.Module:
+    source, labels = run.before("vocabulary") / distill.MODEL, run.splits.labels
+    return load_classifier(str(source), labels, run.recipe.seed, run.spec, keep_head=True)
+
+
+def _teach(lesson: Lesson, student: nn.Module, folder: Path) -> dict[str, Any]:
+    """Teach a student its fewer tokens, in place; return the summary of the training."""
+    recipe = lesson.run.recipe
+    changed = recipe.distill.model_copy(update={"epochs": _config(lesson.run).epochs})
+    place, seed = folder / CHECKPOINTS / "float", recipe.seed + 3
+    return lesson.teach(student, changed, place, "distilling with fewer tokens", seed=seed)
 
 
 def count_tokens(tokenizer: Tokenizer, examples: Sequence[Example]) -> Counter[int]:

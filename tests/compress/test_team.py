@@ -18,6 +18,7 @@ from bundle import open_bundle
 from compress import launch
 from tests.compress.test_pipeline import hashes
 from tests.support.command import limbeck, started
+from tests.support.pruned import write_pruned_recipe
 from tests.support.runs import Finished
 from tests.support.team_worker import run, together
 
@@ -148,6 +149,26 @@ def test_a_whole_run_in_two_processes_and_one_that_loses_them(
     assert "done earlier" in done.stdout
     assert hashes(open_bundle(out / "bundle")) == hashes(open_bundle(tmp_path / "whole/bundle"))
     assert not list((out / "work").glob(".process-*"))
+
+
+@pytest.mark.slow
+def test_a_student_is_pruned_by_two_processes_and_again_after_they_were_killed(tmp_path: Path) -> None:
+    """In the training of fewer tokens, after the second cut, and in the last one, which feels the rounding."""
+    recipe = write_pruned_recipe(tmp_path)
+    options = [f"--set={part}" for part in ("distill.quantization_aware_epochs=1", "vocabulary.embedding_rank=16")]
+    whole = limbeck(*often(recipe, tmp_path / "whole"), *options)
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    for place in ("vocabulary/checkpoints/float", "prune/checkpoints/step-2/training", "prune/checkpoints/quantized"):
+        with started(*often(recipe, out), *options) as running:
+            running.wait_until(lambda place=place: (out / "work" / place / "checkpoint.pt").is_file())
+            processes_of(running)["1"].send_signal(signal.SIGKILL)
+            killed = running.result()
+        assert killed.returncode == 1, killed.stdout + killed.stderr
+        assert killed.stderr.count("give the same command again") == 1, killed.stderr
+    done = limbeck(*often(recipe, out), *options)
+    assert done.returncode == 0, done.stderr
+    assert hashes(open_bundle(out / "bundle")) == hashes(open_bundle(tmp_path / "whole/bundle"))
 
 
 SLEEPS, FAILS, DONE = "time.sleep(60)", "sys.exit(3)", "pass"

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from compress.llm_answers import default_prompt, filled
 from compress.llm_client import Endpoint
-from compress.llm_labeler import Tally, ask_all
+from compress.llm_labeler import ask_all
+from compress.llm_requests import Tally
 from compress.recipe_llm import Llm
 from tests.support.llm_server import KEY, Answer, Body, Server, with_logprobs
 from tests.support.rows import tiny_rows
