@@ -183,6 +183,11 @@ class Lineage(_Schema):
     teachers: dict[str, Any] = Field(
         default={}, description="where others taught beside the teacher: `validation`, each one's main metric; `llm`"
     )
+    vocabulary: dict[str, Any] | None = Field(
+        default=None,
+        description="of a pruned vocabulary: `tokens`, `tokens_before`, `changed_encodings` (share of each split's "
+        "texts) and `test_score` (before, after, taught)",
+    )
     models: dict[str, Any] = Field(
         default={}, description="what training began from: name in the recipe -> file -> SHA-256, or a hub id"
     )

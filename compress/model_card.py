@@ -14,6 +14,7 @@ from compress.report import (
     stage_rows,
     target_line,
     taught_lines,
+    vocabulary_lines,
     wording,
     worth_lines,
 )
@@ -49,7 +50,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         "",
         *_kept(manifest),
         *_details(manifest),
-        *_paragraphs(taught_lines(manifest)),
+        *_paragraphs([*taught_lines(manifest), *vocabulary_lines(manifest)]),
         *_saved(manifest),
     ]
     lines += [

@@ -60,6 +60,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         data=run.splits.fingerprints(),
         overlap=run.splits.overlap(),
         teachers=_others_who_taught(run),
+        vocabulary=_vocabulary(run),
         models=_models(run),
         files={f"{name}/{path}": sha256 for name, done in run.reports.items() for path, sha256 in done.files.items()},
         seeds={"seed": recipe.seed},
@@ -97,6 +98,15 @@ def _others_who_taught(run: Run) -> dict[str, Any]:
     told = {"validation": run.reports["targets"].summary.get("validation")}
     told["llm"] = run.reports["label"].summary if "label" in run.reports else None
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _vocabulary(run: Run) -> dict[str, Any] | None:
+    """Return what was taken out of the vocabulary, and what it did to the texts and to the quality."""
+    if "vocabulary" not in run.reports:
+        return None
+    summary = run.reports["vocabulary"].summary
+    told = ("tokens", "tokens_before", "changed_encodings", "variance_kept", "test_score")
+    return {name: summary[name] for name in told if name in summary}
 
 
 def _models(run: Run) -> dict[str, Any]:

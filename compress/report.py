@@ -157,6 +157,22 @@ def taught_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
+def vocabulary_lines(manifest: Manifest) -> list[str]:
+    """Return a sentence on what was taken out of the vocabulary, where something was."""
+    found = manifest.lineage.vocabulary
+    if found is None:
+        return []
+    score, name = found["test_score"], METRIC_NAMES[main_metric(manifest.metrics) or "accuracy"]
+    taught = f", {100 * score['taught']:.1f} % after it" if "taught" in score else ""
+    rank = f" {found['variance_kept']:.0%} of the embeddings' variance is kept." if "variance_kept" in found else ""
+    scores = f"{100 * score['before']:.1f} % before, {100 * score['after']:.1f} % without teaching{taught}"
+    return [
+        f"Vocabulary: {found['tokens']:,} of {found['tokens_before']:,} tokens stay; "
+        f"{found['changed_encodings']['test']:.1%} of the test texts are cut otherwise.{rank} {name} on test, the "
+        f"student in torch: {scores}."
+    ]
+
+
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (headings, ["---"] * len(headings), *rows)]

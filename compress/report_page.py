@@ -19,6 +19,7 @@ from compress.report import (
     stage_rows,
     target_line,
     taught_lines,
+    vocabulary_lines,
     wording,
     worth_lines,
 )
@@ -82,7 +83,7 @@ class Page:
             "training": report_plots.training(story.curves, self.metric, f"Validation {self.metric} by epoch")
             if story.curves
             else None,
-            "taught": [line.replace("`", "") for line in taught_lines(manifest)],
+            "taught": [line.replace("`", "") for line in (*taught_lines(manifest), *vocabulary_lines(manifest))],
             "invariance": self.invariance(),
             "mistakes": self._counted(self.evidence.mistakes, "are wrong"),
             "disagreements": self._counted(self.evidence.disagreements, f"are unlike the {self.words.reference}’s"),

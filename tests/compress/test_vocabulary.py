@@ -129,6 +129,13 @@ def test_a_run_with_fewer_tokens_and_factorized_embeddings(tmp_path: Path) -> No
     assert quality is not None
     assert quality.scores["accuracy"].value == pytest.approx(found["test_score"]["taught"], abs=0.03)
     assert "tokens stay; test texts cut otherwise" in done.printed
+    share = f"{sum(changed) / len(changed):.1%}"
+    told = f"Vocabulary: {found['tokens']} of {found['tokens_before']} tokens stay; {share} of the test texts"
+    assert told in done.bundle.path("README.md").read_text()
+    assert told in done.bundle.path("report.html").read_text()
+    lineage = done.bundle.manifest.lineage.vocabulary
+    assert lineage is not None
+    assert lineage["test_score"] == found["test_score"]
     widths = json.loads((done.out / "work/vocabulary/model/widths.json").read_text())
     assert widths["embedding_rank"] == 32
     assert done.bundle.manifest.metrics[2].batch_invariance is not None
