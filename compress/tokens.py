@@ -3,7 +3,8 @@
 What must stay beside the tokens that are asked for depends on how a tokenizer finds its pieces:
 
 - WordPiece takes the longest piece that fits, again and again. Without pieces that a text did not use it finds the same
-  ones. Single characters stay, and pieces with a character that has no piece of its own.
+  ones. Single characters stay, and pieces with a character that has no piece of its own (which other pieces that stay
+  may not lead to: in a vocabulary with such characters a word with one can become unknown).
 - BPE joins neighbors by rank. All merges that lead to a kept piece stay, with the pieces between; leaving out others
   never puts another merge first.
 - Unigram takes the most probable cut. A cut into kept pieces stays the most probable one. The least probable piece
