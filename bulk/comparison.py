@@ -41,8 +41,6 @@ class Comparison:
         """(the reference's labels, the candidate's) -> texts."""
         self.given: Counter[str] = Counter()
         """The reference's labels -> texts."""
-        self.several_labels = False
-        """Whether a text got none or several."""
         self._by_label = {name: Counter[str]() for name in ("reference", "candidate", "lost", "gained")}
 
     def add(self, row: int, text: TextInput, reference: Answer, candidate: Answer) -> None:
@@ -52,7 +50,6 @@ class Comparison:
         self.texts += 1
         self.given[before] += 1
         had, has = set(reference.predicted), set(candidate.predicted)
-        self.several_labels |= len(had) != 1 or len(has) != 1
         for name, labels in (("reference", had), ("candidate", has), ("lost", had - has), ("gained", has - had)):
             self._by_label[name].update(labels)
         self._differences += difference

@@ -222,8 +222,14 @@ class Detectors(Dialect):
         return {"contents": list(inputs), "detector_params": {"threshold": 0.0}}
 
     def read(self, found: Any) -> list[Answer]:  # noqa: D102
-        told = [{str(one["detection"]): float(one["score"]) for one in reported} for reported in found]
-        return [self._decided(scores) if scores else Answer((), scores) for scores in told]
+        answers = []
+        for reported in found:
+            scores: dict[str, float] = {}
+            for one in reported:  # several times the same where it reports parts of a text
+                label = str(one["detection"])
+                scores[label] = max(float(one["score"]), scores.get(label, 0.0))
+            answers.append(self._decided(scores) if scores else Answer((), scores))
+        return answers
 
 
 DIALECTS: dict[str, type[Dialect]] = {

@@ -64,7 +64,8 @@ def compare_file(
     `classifier` is the candidate's. Raises FormatError, EndpointError, EngineError, and BulkError when no row is good,
     or when the two have no label in common.
     """
-    comparison, bad_rows, unknown = Comparison(worst), 0, set[str]()
+    comparison, bad_rows, told = Comparison(worst), 0, set[str]()
+    names = set(classifier.manifest.labels)
     columns = Columns(classifier.manifest, prefix=_NO_COLUMN)
     with Input(job, columns) as opened, _beside() as beside, shown(console, opened.total, 0) as update:
         for rows in _windows(opened.source, limit):
@@ -74,7 +75,12 @@ def compare_file(
             here = candidate.answers(inputs)
             problems = [(row.number, row.problem) for row in rows if row.problem is not None]
             answers = there.result()
-            unknown |= _unknown(answers, classifier.manifest.labels)
+            told |= {label for one in answers if isinstance(one, Answer) for label in (*one.scores, *one.predicted)}
+            if told and not told & names:
+                raise BulkError(
+                    f"the reference's labels: found {', '.join(sorted(told))}; expected some of the candidate's "
+                    f"({', '.join(classifier.manifest.labels)}): they have none in common"
+                )
             for row, given, before, after in zip(good, inputs, answers, here, strict=True):
                 if isinstance(before, str) or isinstance(after, str):
                     problems.append((row.number, before if isinstance(before, str) else str(after)))
@@ -84,7 +90,7 @@ def compare_file(
             for number, problem in problems:
                 console.print(f"{job.name}:{number}: {problem}", markup=False, soft_wrap=True)
             update(opened.done, comparison.texts + bad_rows)
-    if unknown:
+    if unknown := told - names:
         console.print(
             f"Warning: labels of the reference that the candidate does not have: {', '.join(sorted(unknown))}",
             style="yellow",
@@ -94,18 +100,6 @@ def compare_file(
     if not comparison.texts:
         raise BulkError(f"{job.name}: found no row that both can classify; expected at least one")
     return Compared(comparison, bad_rows)
-
-
-def _unknown(answers: Sequence[Answer | str], names: Sequence[str]) -> set[str]:
-    """Return the labels in answers that are none of `names`; raises BulkError where all of them are none."""
-    told = {label for one in answers if not isinstance(one, str) for label in (*one.scores, *one.predicted)}
-    unknown = told - set(names)
-    if told and unknown == told:
-        raise BulkError(
-            f"the reference's labels: found {', '.join(sorted(unknown))}; expected some of the candidate's "
-            f"({', '.join(names)}): they have none in common"
-        )
-    return unknown
 
 
 @contextmanager

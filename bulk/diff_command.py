@@ -78,6 +78,7 @@ def diff(
         from bulk.diff import Local, compare_file
         from bulk.files import Job
         from bulk.rows import TextColumns
+        from bundle import Task
 
         own = opened.enter_context(Classifier(candidate, variant=variant))
         side: Side
@@ -96,7 +97,7 @@ def diff(
         result = {"reference": reference, "candidate": str(candidate), "bad_rows": found.bad_rows}
         typer.echo(json.dumps(result | found.comparison.as_json(), indent=2, ensure_ascii=False))
     else:
-        _show(found, Console(highlight=False))
+        _show(found, Console(highlight=False), several=own.manifest.task is Task.MULTI_LABEL)
     if min_agreement is not None and found.comparison.agreement < min_agreement:
         console.print(f"agreement {found.comparison.agreement:.4f} is below --min-agreement {min_agreement:g}")
         raise typer.Exit(TOO_DIFFERENT)
@@ -131,7 +132,8 @@ def _endpoint(
     return endpoint
 
 
-def _show(found: "Compared", console: Console) -> None:
+def _show(found: "Compared", console: Console, *, several: bool) -> None:
+    """Print what was counted, by label, too, where a text may have `several`."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -151,14 +153,15 @@ def _show(found: "Compared", console: Console) -> None:
             share = f"{count / comparison.given[before]:.1%}"
             table.add_row(escape(before), escape(after), f"{count:,}", share)
         console.print(table)
-        if comparison.several_labels:
-            table = Table("label", "texts", "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
-            for label, counts in comparison.by_label().items():
-                table.add_row(escape(label), *(f"{counts[name]:,}" for name in ("reference", "lost", "gained")))
-            console.print(table)
         left = len(comparison.flips) - _FLIPS
         if left > 0:
             console.print(f"… and {left:,} kinds of flips more; --json has them all")
+        if several:
+            table = Table("label", "texts", "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
+            for label, counts in comparison.by_label().items():
+                if counts["lost"] or counts["gained"]:
+                    table.add_row(escape(label), *(f"{counts[name]:,}" for name in ("reference", "lost", "gained")))
+            console.print(table)
     disagreements = comparison.worst()
     if disagreements:
         table = Table("row", "from", "to", "difference", "text", title="Worst disagreements", box=SIMPLE_HEAD)

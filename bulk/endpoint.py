@@ -46,6 +46,8 @@ class Endpoint(Closing):
         parts = _checked(url)
         path = parts.path.rstrip("/")
         self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels, model or "")
+        if model and not (model.isascii() and model.isprintable()):
+            raise EndpointError(f"--model: found {model!r}; expected printable ASCII, since a header holds it")
         if self.dialect.names_model != bool(model):
             found = f"found {model!r}, but" if model else "not given, and"
             wants = "in a header" if self.dialect.names_model else "in its path, if at all"

@@ -186,13 +186,13 @@ class Lineage(_Schema):
     vocabulary: dict[str, Any] | None = Field(
         default=None,
         description="of a pruned vocabulary: `tokens`, `tokens_before`, `changed_encodings` (share of each split's "
-        "texts) and `test_score` (before, after, taught)",
+        "texts), `variance_kept` (of factorized embeddings) and `test_score` (before, after, taught)",
     )
     models: dict[str, Any] = Field(
         default={}, description="what training began from: name in the recipe -> file -> SHA-256, or a hub id"
     )
     files: dict[str, Sha256] = Field(
-        default={}, description="what the stages left, by `stage/file`; two runs part where these do"
+        default={}, description="what the stages before the measurements left, by `stage/file`"
     )
     seeds: dict[str, int]
     library_versions: dict[str, str]

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from compress import teacher
 from compress.anatomy import anatomy_of
 from compress.cut import Kept, cut
-from compress.errors import RecipeError
+from compress.errors import MeasurementsError
 from compress.export import export_model, optimize
 from compress.graph import Graph
 from compress.latency import Timed, measure_latency
@@ -57,7 +57,7 @@ class Meter:
     ) -> "Meter":
         """Go on with the measurements of a run that was killed, or with `recorded` ones of students like this one.
 
-        Raises RecipeError where those are of something else.
+        Raises MeasurementsError where those are of something else.
         """
         scratch.mkdir(parents=True, exist_ok=True)
         vocabulary, prune = run.recipe.vocabulary, run.recipe.prune
@@ -74,11 +74,12 @@ class Meter:
             "method": run.recipe.quantize.candidates[0],
         }
         machine = describe_machine()
-        known = read_json(scratch / COSTS) or recorded or {"about": about, "machine": machine, "measured": {}}
+        own = read_json(scratch / COSTS)
+        known = own or recorded or {"about": about, "machine": machine, "measured": {}}
         if known.get("about") != about:
             found, expected = _differences(known.get("about"), about)
-            raise RecipeError(f"prune.measurements: they are of {found}; expected {expected}")
-        if known.get("machine") != machine:
+            raise MeasurementsError(f"prune.measurements: they are of {found}; expected {expected}")
+        if own is None and target.kind != "size_mb" and known.get("machine") != machine:
             told = f"Warning: prune.measurements: they are of another machine ({known.get('machine', 'unknown')})"
             run.console.print(told, style="yellow", markup=False, soft_wrap=True)
         write_atomic(scratch / COSTS, json.dumps(known))
@@ -148,7 +149,7 @@ class Meter:
             )
             most = len(of_heads[hidden]) - 1, len(of_neurons[hidden]) - 1
             if most[0] < heads or most[1] < neurons:
-                raise RecipeError(
+                raise MeasurementsError(
                     f"prune.measurements: they go up to {most[0]} heads and {most[1]} neurons a layer; expected "
                     f"{heads} and {neurons}"
                 )
@@ -173,7 +174,7 @@ class Meter:
             self._remember("widths", hidden_widths(hidden, settings.block) if settings.hidden else [hidden])
         widths = [width for width in self.known["widths"] if width <= hidden]
         if hidden not in widths:
-            raise RecipeError(
+            raise MeasurementsError(
                 f"prune.measurements: they are of students {max(self.known['widths'])} wide; expected {hidden}"
             )
         return widths

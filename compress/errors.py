@@ -2,6 +2,7 @@
 
 CompressError
 ├── RecipeError      the recipe is not valid: unknown key, wrong value, missing file
+│   └── MeasurementsError  `prune.measurements` is not there, or of something else
 ├── DataError        the data is not usable; names file and line
 ├── ModelError       a teacher or student cannot be loaded or built
 │   └── UnloadableError  its files are not there, or cannot be read or written
@@ -24,6 +25,10 @@ class CompressError(Exception):
 
 class RecipeError(CompressError):
     """The recipe is not valid."""
+
+
+class MeasurementsError(RecipeError):
+    """What `prune.measurements` names is not there, or of something else."""
 
 
 class DataError(CompressError):
@@ -54,7 +59,7 @@ class UnsavedError(TrainingError):
     """A checkpoint cannot be written."""
 
 
-FAULTS = (LostError, UnloadableError, UnsavedError)
+FAULTS = (LostError, MeasurementsError, UnloadableError, UnsavedError)
 """What is no fault of the recipe's values: the same run may pass later."""
 
 

@@ -213,21 +213,23 @@ def _choices(response: httpx.Response) -> dict[str, Any] | None:
         tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
     except (ValueError, TypeError, AttributeError):
         return None
-    try:
-        choices = [
-            {
-                "content": choice["message"].get("content"),
-                "refusal": choice["message"].get("refusal"),
-                "finish_reason": choice.get("finish_reason"),
-                "logprobs": _tokens(choice),
-            }
-            for choice in found["choices"]
-        ]
-    except (KeyError, TypeError, AttributeError):
-        choices = []
-    if not all(isinstance(choice["content"], str | None) for choice in choices):
-        choices = []
+    given = found.get("choices")
+    if given is None and "error" in found:
+        return None
+    choices = [choice for choice in map(_choice, given if isinstance(given, list) else ()) if choice is not None]
     return {"choices": choices, "usage": tokens} if choices or any(tokens.values()) else None
+
+
+def _choice(found: Any) -> dict[str, Any] | None:
+    """Return what is needed of a choice, or None when it is none."""
+    try:
+        content, refusal = found["message"].get("content"), found["message"].get("refusal")
+    except (KeyError, TypeError, AttributeError):
+        return None
+    if not isinstance(content, str | None):
+        return None
+    finish = found.get("finish_reason")
+    return {"content": content, "refusal": refusal, "finish_reason": finish, "logprobs": _tokens(found)}
 
 
 def _tokens(choice: dict[str, Any]) -> list[dict[str, Any]] | None:

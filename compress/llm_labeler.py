@@ -32,7 +32,7 @@ _FIRST_PROMPTS = 5
 _REJECTED_AT_FIRST = 4
 """So many rejections before any answer are not the texts' fault."""
 _SILENT = 3
-"""So many texts in a row may go without an answer while no other text gets one; then the endpoint is taken for dead."""
+"""So many texts in a row may go without any answer while others are still to be asked about; then it is dead."""
 
 
 def ask_all(
@@ -82,6 +82,7 @@ class Labeler:
         self._top_logprobs = _TOP_LOGPROBS[0]
         self._answered_before = 0
         self._silent = 0
+        self._untried = 0
         self.tally = self._requests.tally
 
     async def choose_method(self, prompts: Sequence[str]) -> str:
@@ -112,8 +113,9 @@ class Labeler:
             silent = [found for found in outcomes if isinstance(found, ExhaustedError)]
             if outcomes and len(silent) == len(outcomes):
                 raise self._dead(silent[-1]) from silent[-1]
-            if not all(isinstance(found, RejectedError | ExhaustedError) for found in outcomes):
-                break
+            rejected = any(isinstance(found, RejectedError) for found in outcomes)
+            if not rejected or any(isinstance(found, list) for found in outcomes):
+                break  # fewer alternatives would change nothing
         return "logprobs" if wanted == "logprobs" else "votes"  # perhaps it does not know the field: votes will tell
 
     async def _try(self, prompt: str, outcomes: list[list[dict[str, Any]] | Exception]) -> None:
@@ -136,11 +138,12 @@ class Labeler:
         Raises LlmError when the endpoint stops answering, and OSError when an answer cannot be kept.
         """
         found: dict[str, Probabilities] = {}
-        waiting = iter(prompts)
+        waiting, self._untried = iter(prompts), len(prompts)
         self._answered_before = self._requests.answered  # those of `choose_method` were of other requests
 
         async def work() -> None:
             for prompt in waiting:
+                self._untried -= 1
                 kind, probabilities = await self._label(prompt, method)
                 self.tally.texts[kind] += 1
                 if probabilities is not None:
@@ -157,10 +160,10 @@ class Labeler:
             else:
                 choices = await self._requests.samples(prompt)
         except FilteredError as error:
-            self.tally.problem = str(error)
+            self.tally.problem, self._silent = str(error), 0
             return Kind.REFUSED, None
         except RejectedError as error:
-            self.tally.problem = str(error)
+            self.tally.problem, self._silent = str(error), 0
             nobody = self._requests.answered == self._answered_before
             if nobody and self.tally.texts["rejected"] >= _REJECTED_AT_FIRST:
                 raise LlmError(
@@ -171,7 +174,7 @@ class Labeler:
         except ExhaustedError as error:
             self.tally.problem = str(error)
             self._silent += 1
-            if self._silent > _SILENT:
+            if self._silent > _SILENT and self._untried:  # at the end it may be the texts: more of them came before
                 raise self._dead(error) from error
             return "failed", None
         self._silent = 0

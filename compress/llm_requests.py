@@ -68,10 +68,11 @@ class Requests:
 
     async def _several(self, body: dict[str, Any], number: int, turn: int) -> dict[str, Any]:
         """Return the response to a request for so many answers, or for one where that is all the server takes."""
-        kept_alone = key_of(self._config.endpoint, body, turn) in self._cache  # when an earlier run had found that out
-        if number > 1 and not self._one_at_a_time and not kept_alone:
+        together = body | {"n": number}
+        kept, kept_alone = (key_of(self._config.endpoint, asked, turn) in self._cache for asked in (together, body))
+        if number > 1 and (kept or not (self._one_at_a_time or kept_alone)):
             try:
-                return await self._response(body | {"n": number}, turn)
+                return await self._response(together, turn)
             except RejectedError:  # of the number or of the text: one answer will tell
                 response = await self._response(body, turn)
             self._one_at_a_time = True

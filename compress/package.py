@@ -62,7 +62,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         teachers=_others_who_taught(run),
         vocabulary=_vocabulary(run),
         models=_models(run),
-        files={f"{name}/{path}": sha256 for name, done in run.reports.items() for path, sha256 in done.files.items()},
+        files=_files(run),
         seeds={"seed": recipe.seed},
         library_versions=library_versions(),
         machine=describe_machine(),
@@ -98,6 +98,12 @@ def _others_who_taught(run: Run) -> dict[str, Any]:
     told = {"validation": run.reports["targets"].summary.get("validation")}
     told["llm"] = run.reports["label"].summary if "label" in run.reports else None
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _files(run: Run) -> dict[str, str]:
+    """Return the hashes of what the stages left; what evaluate and baselines leave holds times, which never repeat."""
+    stages = {name: done for name, done in run.reports.items() if name not in ("evaluate", "baselines", "package")}
+    return {f"{name}/{path}": sha256 for name, done in stages.items() for path, sha256 in done.files.items()}
 
 
 def _vocabulary(run: Run) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from compress.recipe import Recipe
 from compress.recipe_file import load_recipe
 from compress.recipe_target import Target
 from compress.report import METRIC_NAMES, main_metric
-from compress.stage import Run, fingerprint, read_json, write_atomic
+from compress.stage import Run, fingerprint, library_versions, read_json, write_atomic
 from compress.stage_inputs import read_by_prune
 from service.engine.tokenization import Tokenizer
 
@@ -153,7 +153,10 @@ def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[f
 
     What is measured for it is kept for the points, and for a run that goes on, until what they are cut from changes.
     """
-    scratch, mark = base.folder(FOLDER), {"fingerprint": fingerprint(read_by_prune(base))}
+    scratch, mark = (
+        base.folder(FOLDER),
+        {"fingerprint": fingerprint([read_by_prune(base), library_versions(extras=False)])},
+    )
     if read_json(scratch / _READ) != mark:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

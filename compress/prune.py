@@ -23,7 +23,7 @@ from compress.batches import best_device
 from compress.cost import COSTS, Meter, shape_of
 from compress.cut import Kept, cut
 from compress.distill import Lesson
-from compress.errors import ModelError, RecipeError
+from compress.errors import MeasurementsError, ModelError, RecipeError
 from compress.importance import Importance, measure_importance
 from compress.mask_search import Costs, Found, search, smallest
 from compress.models import load_classifier
@@ -80,6 +80,7 @@ def follow(run: Run, folder: Path) -> None:
     student = load_student(run, source)
     tokenizer = Tokenizer(own / distill.TOKENIZER, run.recipe.data.max_length)
     lesson = Lesson.of(run, tokenizer, run.team)
+    run.team.gathered(None)
     while (kept := run.team.shared(None)) is not None:
         done += 1
         cut(student, _kept(kept))
@@ -88,14 +89,14 @@ def follow(run: Run, folder: Path) -> None:
 
 
 def recorded(run: Run) -> dict[str, Any] | None:
-    """Return the measurements of an earlier run that this one is to use; raises RecipeError."""
+    """Return the measurements of an earlier run that this one is to use; raises MeasurementsError."""
     path = run.recipe.prune.measurements
     if path is None:
         earlier = run.previous.folder("prune") if run.previous else run.shared and run.shared / "work" / "pareto"
         return read_json(earlier / COSTS) if earlier else None
     found = read_json(run.recipe_folder / path)
     if found is None or not {"about", "measured"} <= found.keys():
-        raise RecipeError(f"prune.measurements: {path} is not the {COSTS} of a finished run")
+        raise MeasurementsError(f"prune.measurements: {path} is not the {COSTS} of a finished run")
     return found
 
 
@@ -165,6 +166,7 @@ class _Cutter:
         if done:
             student = load_student(self.run, _place(self.scratch, len(done)) / _MODEL)
         self.run.team.shared(len(done))
+        self.run.team.gathered(None)  # the others have read their texts: nothing disturbs what is timed now
         if self.begin <= wanted:
             self.run.console.print("  the student meets its target as it is: nothing is cut")
             number = 0

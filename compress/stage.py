@@ -24,7 +24,9 @@ from compress.tasks import SPECS, TaskSpec
 from compress.team import ALONE, Team
 
 LIBRARIES = ("limbeck", "numpy", "onnx", "optimum", "optimum-onnx", "scipy", "tokenizers", "torch", "transformers")
-_PERHAPS = ("accelerate", "onnxruntime", "onnxruntime-gpu", "peft")
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_EXTRAS = ("accelerate", "peft")
+"""In the lineage only: who installs them in the middle of a run is not to lose what is finished."""
 CHECKPOINTS = "checkpoints"
 """Folder in a stage's folder that outlives a kill."""
 _RECORD, _STARTED = "stage.json", "started.json"
@@ -114,10 +116,10 @@ StageFunction = Callable[[Run, Path], dict[str, Any]]
 """Does a stage's work in its folder and returns the summary for the report."""
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries whose code decides the outcome."""
+def library_versions(*, extras: bool = True) -> dict[str, str]:
+    """Return the versions of the libraries whose code decides the outcome, with `extras` also those for some runs."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    for name in _PERHAPS:
+    for name in (*_RUNTIMES, *_EXTRAS) if extras else _RUNTIMES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -151,7 +153,7 @@ def run_stage(run: Run, name: str, reads: Any, work: StageFunction) -> StageRepo
     folder left by a kill keeps its checkpoints when its fingerprint matches; otherwise it is emptied.
     """
     folder = run.folder(name)
-    mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions()})
+    mark = fingerprint({"stage": name, "reads": reads, "versions": library_versions(extras=False)})
     report = _finished(folder, mark)
     run.team.shared(report is None)  # whether there is something to do
     if report is not None:

@@ -114,7 +114,8 @@ def connect() -> Team:
 def on_all_cores(team: Team) -> Iterator[None]:
     """Let the first process compute on every core while the others wait; a number of threads of the user's stays."""
     threads, cores = torch.get_num_threads(), usable_cores()
-    if team.size == 1 or threads != max(1, cores // team.size):
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", team.size))
+    if team.size == 1 or threads != max(1, cores // here):
         yield
         return
     torch.set_num_threads(cores)

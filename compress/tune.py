@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from compress import distill, teacher
+from compress import distill, prune, teacher
 from compress.errors import FAULTS, ModelError, RecipeError, TrainingError
 from compress.models import load_classifier
 from compress.pipeline import alone, quiet_libraries, run_until
@@ -39,6 +39,8 @@ def tune(recipe_path: Path, overrides: list[str], out: Path | None, console: Con
     if recipe.tune is None:
         raise RecipeError(f"{recipe_path}: no tune.space; expected keys to search over, such as distill.learning_rate")
     _check(recipe_path, overrides, recipe.tune)
+    if recipe.target is not None:
+        prune.recorded(Run(recipe, recipe_path.resolve().parent, Path(), console, {}))  # refused now, not after a trial
     out = out or Path("runs") / recipe.name
     with alone(out):
         import optuna

@@ -43,7 +43,6 @@ def test_flips_are_counted_by_both_labels() -> None:
     flips = Counter((b.predicted[0], a.predicted[0]) for b, a in sides if b.predicted != a.predicted)
     assert len(flips) == 2
     assert comparison.flips == flips
-    assert not comparison.several_labels
     by_label = comparison.by_label()
     for label, other in ("ab", "ba"):
         assert (by_label[label]["lost"], by_label[label]["gained"]) == (flips[label, other], flips[other, label])
@@ -81,7 +80,6 @@ def test_several_labels_are_compared_as_sets() -> None:
     comparison.add(2, ("x", "y"), Answer(("a",), {"a": 0.9}), Answer((), {"a": 0.1}))
     assert comparison.agreed == 1
     assert comparison.flips == {("a", NO_LABEL): 1}
-    assert comparison.several_labels
     assert comparison.as_json()["labels"] == {
         "a": {"reference": 2, "candidate": 1, "lost": 1, "gained": 0},
         "b": {"reference": 1, "candidate": 1, "lost": 0, "gained": 0},

@@ -173,6 +173,31 @@ def test_labels_that_are_not_the_candidates_are_told(
     assert message in result.stderr.decode()
 
 
+def test_labels_in_common_are_looked_for_in_all_rows(bundle: Bundle, tmp_path: Path) -> None:
+    """A server that tells the best label alone tells another after hundreds of rows."""
+    texts = sentences(257)
+
+    def answers(inputs: list[str]) -> Reply:
+        return 200, {
+            "results": [
+                {"labels": [{"label": "mixed" if text == texts[256] else "positive", "score": 0.9}]} for text in inputs
+            ]
+        }
+
+    data = write_lines(tmp_path / "d.jsonl", [{"text": text} for text in texts])
+    with endpoint_that(answers) as (url, _):
+        result = run_limbeck("diff", url, bundle.folder, "--data", data, "--json")
+    assert result.returncode == 0, result.stderr.decode()
+    assert json.loads(result.stdout)["texts"] == 257
+    assert b"the candidate does not have: mixed" in result.stderr
+
+
+def test_what_detectors_report_of_parts_counts_by_the_highest() -> None:
+    found = [[{"detection": "positive", "score": 0.97}, {"detection": "positive", "score": 0.1}], []]
+    told = DIALECTS["detectors"](Labels(("positive",), {}, multi_label=True), "m").read(found)
+    assert [(one.predicted, one.scores) for one in told] == [(("positive",), {"positive": 0.97}), ((), {})]
+
+
 def test_a_text_that_the_endpoint_refuses_is_a_bad_row(bundle: Bundle, rows: Path) -> None:
     refused = sentences(300)[20]
 
@@ -337,6 +362,7 @@ def test_labels_without_names_must_be_the_bundles() -> None:
             1,
             "--model: found 'm', but the dialect native",
         ),
+        (["http://h:1", "{bundle}", "--data", "{empty}", "--model", "modèle"], 1, "found 'modèle'; expected printable"),
         (
             ["http://h:1/api/v1/text/contents", "{bundle}", "--data", "{empty}"],
             1,

@@ -181,17 +181,17 @@ def test_one_text_that_never_gets_an_answer_does_not_stop_the_others(tmp_path: P
         assert len(server.bodies) > asked
 
 
-@pytest.mark.parametrize("texts", [[0], [7], [len(TEXTS) - 1], [0, 7, len(TEXTS) - 1]])
-@pytest.mark.parametrize("concurrency", [1, 8])
-def test_nor_does_it_stop_them_wherever_it_stands_or_when_only_it_is_left(
-    tmp_path: Path, texts: list[int], concurrency: int
+@pytest.mark.parametrize("texts", [[0], [len(TEXTS) - 1], [0, 7, 8, 20, 30, len(TEXTS) - 2, len(TEXTS) - 1]])
+@pytest.mark.parametrize(("concurrency", "retries"), [(1, 0), (8, 0), (8, 2)])
+def test_nor_do_some_wherever_they_stand_or_when_only_they_are_left(
+    tmp_path: Path, texts: list[int], concurrency: int, retries: int
 ) -> None:
     bad = {TEXTS[text] for text in texts}
     with serving(
         lambda body, number: error(500, "crash") if text_of(body) in bad else with_logprobs(body, number)
     ) as server:
         for _ in range(2):
-            found, tally, method = label(config(server, concurrency=concurrency, retries=0), tmp_path)
+            found, tally, method = label(config(server, concurrency=concurrency, retries=retries), tmp_path)
             assert method == "logprobs"
             assert tally.texts == {"answered": len(TEXTS) - len(bad), "failed": len(bad)}
             assert len(found) == len(TEXTS) - len(bad)
@@ -239,8 +239,42 @@ def test_a_server_that_refuses_several_answers_to_some_texts_is_not_paid_twice(t
     assert {prompt: votes.tolist() for prompt, votes in again.items()} == {p: v.tolist() for p, v in first.items()}
 
 
-def test_a_server_that_gives_fewer_alternatives_is_asked_for_those(tmp_path: Path) -> None:
+def test_several_answers_that_were_paid_for_at_a_time_are_kept_when_a_text_refuses_them_later(tmp_path: Path) -> None:
     def rule(body: Body, number: int) -> Answer:
+        if text_of(body) == TEXTS[0]:
+            return error(500, "busy") if first else error(400, "n") if body.get("n", 1) > 1 else with_votes(body, 0)
+        return with_votes(body, number)
+
+    first = True
+    with serving(rule) as server:
+        settings = config(server, method="votes", samples=3, concurrency=1, retries=0)
+        label(settings, tmp_path)
+        first = False
+        _, tally, _ = label(settings, tmp_path)
+    assert tally.texts == {"answered": len(TEXTS)}
+    assert (tally.responses, tally.kept_before) == (len(TEXTS) - 1 + 3, len(TEXTS) - 1)
+
+
+def test_a_choice_that_is_none_costs_only_itself(tmp_path: Path) -> None:
+    def rule(body: Body, number: int) -> Answer:
+        status, headers, found = with_votes(body, number)
+        found["choices"][1:2] = [{"index": 1, "finish_reason": "error"}] * (body.get("n", 1) > 1)
+        return status, headers, found
+
+    with serving(rule) as server:
+        found, tally, _ = label(config(server, method="votes", samples=3), tmp_path, PROMPTS[:2])
+    assert tally.texts == {"answered": 2}
+    assert tally.responses == 4  # two of three, and then the one that is missing
+    assert set(map(tuple, found.values())) <= {(0.0, 1.0), (1.0, 0.0)}
+
+
+@pytest.mark.parametrize("first", [with_logprobs(BODY, 0), FILTERED, error(400, "content_filter")])
+def test_a_server_that_gives_fewer_alternatives_is_asked_for_those(tmp_path: Path, first: Answer) -> None:
+    """Also where the first text is refused for itself."""
+
+    def rule(body: Body, number: int) -> Answer:
+        if text_of(body) == TEXTS[0] and first[0] != 200:
+            return first
         many = body.get("top_logprobs", 0) > 5
         return error(400, "top_logprobs must be at most 5") if many else with_logprobs(body, number)
 
@@ -248,8 +282,7 @@ def test_a_server_that_gives_fewer_alternatives_is_asked_for_those(tmp_path: Pat
         with serving(rule) as server:
             found, tally, used = label(config(server, method=method), tmp_path / method)
         assert used == "logprobs"
-        assert tally.texts == {"answered": len(TEXTS)}
-        assert len(found) == len(TEXTS)
+        assert len(found) == tally.texts["answered"] == len(TEXTS) - (first[0] != 200)
 
 
 def test_an_endpoint_that_dies_half_way_costs_nothing_twice(tmp_path: Path) -> None:

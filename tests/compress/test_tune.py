@@ -85,6 +85,13 @@ def test_how_a_student_is_pruned_is_searched_by_what_comes_out(tmp_path: Path) -
         tune(unpruned, [space(found)], tmp_path / "none", QUIET, 1)
 
 
+def test_measurements_that_are_none_stop_a_search_before_its_first_trial(tmp_path: Path) -> None:
+    recipe = write_pruned_recipe(tmp_path)
+    with pytest.raises(RecipeError, match=r"nowhere.json is not the costs.json of a finished run"):
+        tune(recipe, [space(SPACE), "prune.measurements=nowhere.json"], tmp_path / "out", QUIET, 2)
+    assert not (tmp_path / "out/work").exists()
+
+
 def test_whole_numbers_and_lists_stay_what_they_are(
     single: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
