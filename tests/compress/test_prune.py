@@ -28,6 +28,7 @@ from compress.pipeline import introduce
 from compress.report import target_line
 from compress.stage import StageReport
 from compress.student import check_quantizable
+from service.engine.tokenization import Tokenizer
 from tests.compress.test_faults import assert_one_message, run
 from tests.support.command import limbeck, started
 from tests.support.models import tiny_classifier, write_tiny_recipe
@@ -245,18 +246,22 @@ def test_measurements_of_other_students_are_refused(
             prune.run(run, stage_folder(run, "prune"))
 
 
+@pytest.mark.parametrize(("target", "counts"), [("{speedup: 4}", True), ("{size_mb: 0.14}", False)])
 def test_measurements_of_another_machine_are_told(
-    pruned: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pruned: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, counts: bool
 ) -> None:
-    recorded = tmp_path / "costs.json"
-    found = json.loads((pruned.out / "work/prune" / COSTS).read_text())
-    again = ["target={size_mb: 0.14}", f"prune.measurements={recorded}"]
-    for machine in (found["machine"], "a Z80, 1 core"):
-        recorded.write_text(json.dumps(found | {"machine": machine}))
-        run = replace(reopened(pruned, tmp_path / machine[:3], STAGES[:4], again), console=Console())
-        prune.run(run, stage_folder(run, "prune"))
+    """Milliseconds are a machine's own, megabytes are not."""
+    opened = reopened(pruned, tmp_path, STAGES[:4], [f"target={target}"])
+    run = replace(opened, console=Console())
+    assert run.recipe.target is not None
+    student = prune.load_student(run, run.before("prune") / "model")
+    tokenizer = Tokenizer(run.before("prune") / "tokenizer.json", 32)
+    own = Meter.open(run, run.recipe.target, student, tokenizer, tmp_path / "own", None).known
+    for number, machine in enumerate((own["machine"], "a Z80, 1 core")):
+        recorded = own | {"machine": machine}
+        Meter.open(run, run.recipe.target, student, tokenizer, tmp_path / str(number), recorded)
         told = "prune.measurements: they are of another machine (a Z80, 1 core)" in capsys.readouterr().out
-        assert told == (machine != found["machine"])
+        assert told == (counts and machine != own["machine"])
 
 
 def test_what_a_set_measured_is_of_its_own_student(
