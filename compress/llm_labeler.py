@@ -100,16 +100,9 @@ class Labeler:
             outcomes = list[list[dict[str, Any]] | Exception]()
             for group in (prompts[:1], prompts[1:_FIRST_PROMPTS]):
                 await _together([self._try(prompt, outcomes) for prompt in group], self._endpoint.end)
-                choices = [choice for found in outcomes if isinstance(found, list) for choice in found]
-                if any(choice["logprobs"] for choice in choices):
-                    return "logprobs"
-                if any(self._answers_without(choice) for choice in choices):
-                    if wanted == "logprobs":
-                        raise LlmError(
-                            f"{self._config.endpoint}: the server returns no log-probabilities; set teacher.llm.method "
-                            "to votes"
-                        )
-                    return "votes"
+                method = self._shown_by(outcomes)
+                if method is not None:
+                    return method
             silent = [found for found in outcomes if isinstance(found, ExhaustedError)]
             if outcomes and len(silent) == len(outcomes):
                 raise self._dead(silent[-1]) from silent[-1]
@@ -124,6 +117,19 @@ class Labeler:
             outcomes.append(await self._requests.greedy(prompt, self._top_logprobs))
         except (RejectedError, FilteredError, ExhaustedError) as error:
             outcomes.append(error)
+
+    def _shown_by(self, outcomes: Sequence[list[dict[str, Any]] | Exception]) -> str | None:
+        """Return the method that answers show, or None where they show nothing; raises LlmError."""
+        choices = [choice for found in outcomes if isinstance(found, list) for choice in found]
+        if any(choice["logprobs"] for choice in choices):
+            return "logprobs"
+        if not any(self._answers_without(choice) for choice in choices):
+            return None
+        if self._config.method == "logprobs":
+            raise LlmError(
+                f"{self._config.endpoint}: the server returns no log-probabilities; set teacher.llm.method to votes"
+            )
+        return "votes"
 
     def _answers_without(self, choice: dict[str, Any]) -> bool:
         """Return whether a choice without log-probabilities says something and is no refusal."""
