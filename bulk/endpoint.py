@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
@@ -22,6 +22,7 @@ _AT_ONCE = 4
 _TEXTS = 16  # in a request
 _ATTEMPTS = 6
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_CONNECT_S = 10.0  # at most: nothing ends this wait early, so Ctrl-C waits for it
 _MESSAGE_CHARACTERS = 200
 
 
@@ -60,12 +61,14 @@ class Endpoint(Closing):
         self._key = None if key_env is None else _read_key(key_env)
         headers = self.dialect.headers() | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
-            self._http = httpx.Client(headers=headers, timeout=timeout_s)
+            timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+            self._http = httpx.Client(headers=headers, timeout=timeout)
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise EndpointError(
                 f"the proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be used: {error}"
             ) from error
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._guard = Lock()
         self._closed = Event()
         self._workers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="limbeck-diff")
 
@@ -109,6 +112,8 @@ class Endpoint(Closing):
                 response = self._http.post(
                     self.url, json=self.dialect.body(inputs), extensions={"trace": self._remember}
                 )
+            except httpx.ConnectTimeout:
+                problem = f"no connection within {self._http.timeout.connect:g} s"
             except httpx.TimeoutException:
                 problem = f"no answer within {self._http.timeout.read:g} s"
             except httpx.TransportError as error:
@@ -133,17 +138,24 @@ class Endpoint(Closing):
     def _remember(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the socket of a connection that has come about; httpx calls this at each step of a request."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.add(info["return_value"].get_extra_info("socket"))
+            with self._guard:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+            if self._closed.is_set():  # while it was connecting
+                self._wake()
 
     def close(self) -> None:
         """Close connections, also those on which an answer is awaited; nobody waits for what is under way."""
         self._closed.set()
         self._workers.shutdown(wait=False, cancel_futures=True)
-        for one in list(self._sockets):
-            # to close a socket does not wake who reads from it, and the process would wait for him at its end
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+        self._wake()
         self._http.close()
+
+    def _wake(self) -> None:
+        """End the connections; to close a socket would not wake who reads from it, for whom the process waits."""
+        with self._guard:
+            for one in self._sockets:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
 
 
 def _checked(url: str) -> SplitResult:

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -232,6 +234,19 @@ def test_what_may_pass_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(url, ["a film"])  # nobody is there any more
 
 
+def test_who_keeps_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes connections and says nothing: with TLS there is no connection, without it no answer."""
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE_S", 0.001)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        for scheme, message in (("https", "no connection within 0.05 s"), ("http", "no answer within 0.05 s")):
+            url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+            with (
+                Endpoint(url, None, LABELS, key_env=None, timeout_s=0.05) as opened,
+                pytest.raises(EndpointError, match=message),
+            ):
+                opened.answers(["a film"])
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
@@ -401,3 +416,32 @@ def test_ctrl_c_is_one_line(bundle: Bundle, rows: Path) -> None:
     assert process.returncode == 130, told
     assert told.decode().splitlines()[-1] == "stopped"
     assert b"Traceback" not in told
+
+
+def test_an_endpoint_that_is_closed_while_it_connects_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection comes about after all others were ended."""
+    connected, closed, ended = threading.Event(), threading.Event(), threading.Event()
+    remember = Endpoint._remember
+
+    def late(self: Endpoint, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            connected.set()
+            assert closed.wait(60)
+        remember(self, event, info)
+
+    def answers(inputs: list[str]) -> Reply:
+        ended.wait(200)
+        return good(inputs)
+
+    monkeypatch.setattr(Endpoint, "_remember", late)
+    with endpoint_that(answers) as (url, _), ThreadPoolExecutor(1) as beside:
+        try:
+            opened = Endpoint(url, None, LABELS, key_env=None, timeout_s=200)
+            found = beside.submit(opened.answers, ["a"])
+            assert connected.wait(60)
+            opened.close()
+            closed.set()
+            with pytest.raises(EndpointError, match="not answered"):
+                found.result(60)
+        finally:
+            ended.set()
