@@ -89,9 +89,9 @@ class Labeler:
         """Return `logprobs` or `votes`: what the recipe says, or what the server can do, by the first prompts.
 
         Only an answer that was given without log-probabilities shows that the server gives none: one that was refused,
-        filtered or rejected says something of its text. Where all are rejected, fewer alternatives are asked for.
-        Raises LlmError where the server gives no log-probabilities and the recipe asks for them, and where it answers
-        nothing at all.
+        filtered or rejected says something of its text. Where some are rejected and none is answered, fewer
+        alternatives are asked for. Raises LlmError where the server gives no log-probabilities and the recipe asks for
+        them, and where it answers nothing at all.
         """
         wanted = self._config.method
         if wanted == "votes" or self._multi_label:

@@ -21,13 +21,14 @@ from compress import distill, package
 from compress.cost import Meter
 from compress.errors import GateError, RecipeError
 from compress.pipeline import alone, introduce, quiet_libraries, run_until
-from compress.prune import check_reachable, load_student, recorded
+from compress.prune import check_reachable, recorded
 from compress.recipe import Recipe
 from compress.recipe_file import load_recipe
 from compress.recipe_target import Target
 from compress.report import METRIC_NAMES, main_metric
 from compress.stage import Run, fingerprint, library_versions, read_json, write_atomic
 from compress.stage_inputs import read_by_prune
+from compress.student import load_student
 from service.engine.tokenization import Tokenizer
 
 FOLDER, _READ, _SET = "pareto", "read.json", "pareto.json"
@@ -153,10 +154,8 @@ def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[f
 
     What is measured for it is kept for the points, and for a run that goes on, until what they are cut from changes.
     """
-    scratch, mark = (
-        base.folder(FOLDER),
-        {"fingerprint": fingerprint([read_by_prune(base), library_versions(extras=False)])},
-    )
+    scratch = base.folder(FOLDER)
+    mark = {"fingerprint": fingerprint([read_by_prune(base), library_versions(extras=False)])}
     if read_json(scratch / _READ) != mark:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -166,12 +165,13 @@ def _targets(base: Run, target: Target, wanted: Sequence[float] | int) -> list[f
     tokenizer = Tokenizer(source / distill.TOKENIZER, base.recipe.data.max_length)
     strongest = target if isinstance(wanted, int) else target.model_copy(update={target.kind: wanted[-1]})
     meter = Meter.open(base, strongest, student, tokenizer, scratch, recorded(base))
-    begin = meter.value(meter.cost(student))
+    cost = meter.cost(student)
     check_reachable(meter, student)
     meter.close()
     if not isinstance(wanted, int):
         return list(wanted)
-    if meter.cost(student) <= meter.wanted:
+    begin = meter.value(cost)
+    if cost <= meter.wanted:
         raise RecipeError(
             f"target.{target.kind}: found {target.value:g}, which the student meets as it is ({begin:.3g}); --pareto "
             f"{wanted} needs a stronger one to spread students up to"

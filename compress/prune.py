@@ -26,11 +26,11 @@ from compress.distill import Lesson
 from compress.errors import MeasurementsError, ModelError, RecipeError
 from compress.importance import Importance, measure_importance
 from compress.mask_search import Costs, Found, search, smallest
-from compress.models import load_classifier
 from compress.progress import track
 from compress.quantize_weights import MIN_MATRIX_ELEMENTS
 from compress.recipe_target import Target
 from compress.stage import CHECKPOINTS, Run, read_json, write_atomic
+from compress.student import load_student
 from service.engine.tokenization import Tokenizer
 
 NEAR = 0.10
@@ -122,11 +122,6 @@ def check_reachable(meter: Meter, student: nn.Module) -> None:
         )
 
 
-def load_student(run: Run, folder: Path) -> nn.Module:
-    """Load a student of a run, its labels in the data's order."""
-    return load_classifier(str(folder), run.splits.labels, run.recipe.seed, run.spec, keep_head=True)
-
-
 def _place(scratch: Path, step: int) -> Path:
     return scratch / f"step-{step}"
 
@@ -159,9 +154,8 @@ class _Cutter:
         """Return the pruned student and what was done in each step; raises ModelError for a target out of reach."""
         wanted, number = self.meter.wanted, self.run.recipe.prune.steps
         done: list[dict[str, Any]] = []
-        while (
-            report := read_json(_place(self.scratch, len(done) + 1) / _DONE)
-        ) is not None:  # by a run that was killed
+        # by a run that was killed
+        while (report := read_json(_place(self.scratch, len(done) + 1) / _DONE)) is not None:
             done.append(report)
         if done:
             student = load_student(self.run, _place(self.scratch, len(done)) / _MODEL)

@@ -26,6 +26,11 @@ from compress.tokens import check_kind
 from service.engine.tokenization import Tokenizer
 
 
+def load_student(run: Run, folder: Path) -> nn.Module:
+    """Load a student of a run, its labels in the data's order."""
+    return load_classifier(str(folder), run.splits.labels, run.recipe.seed, run.spec, keep_head=True)
+
+
 def check_student(run: Run, teacher: nn.Module, tokenizer: Path, scratch: Path) -> None:
     """Raise ModelError for whatever would stop the student later: found out now, not after the teacher's training.
 

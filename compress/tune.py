@@ -10,11 +10,11 @@ from rich.console import Console
 
 from compress import distill, prune, teacher
 from compress.errors import FAULTS, ModelError, RecipeError, TrainingError
-from compress.models import load_classifier
 from compress.pipeline import alone, quiet_libraries, run_until
 from compress.recipe import Range, Recipe, Tune
 from compress.recipe_file import load_recipe
 from compress.stage import Run, fingerprint, write_atomic
+from compress.student import load_student
 from service.engine.tokenization import Tokenizer
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def _score(recipe_path: Path, overrides: list[str], out: Path, console: Console,
 
 def _measured(run: Run, folder: Path) -> float:
     """Return the validation score of the student that a stage left."""
-    spec, labels = run.spec, run.splits.labels
-    student = load_classifier(str(folder / distill.MODEL), labels, run.recipe.seed, spec, keep_head=True)
     tokenizer = Tokenizer(folder / distill.TOKENIZER, run.recipe.data.max_length)
-    return teacher.validation_score(spec, tokenizer, run.splits.validation, labels)(student)
+    score = teacher.validation_score(run.spec, tokenizer, run.splits.validation, run.splits.labels)
+    return score(load_student(run, folder / distill.MODEL))
 
 
 def _study(recipe_path: Path, recipe: Recipe, out: Path, console: Console) -> "optuna.Study":

@@ -16,9 +16,9 @@ from compress.distill import Lesson
 from compress.errors import ModelError, RecipeError
 from compress.examples import Example
 from compress.factorize import factorize
-from compress.models import load_classifier
 from compress.recipe_target import Vocabulary
 from compress.stage import CHECKPOINTS, Run
+from compress.student import load_student
 from compress.tasks import METRICS
 from compress.tokens import kept_ids, rebuilt
 from service.engine.tokenization import Tokenizer
@@ -30,7 +30,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write `model/` and `tokenizer.json` with fewer tokens."""
     recipe, splits = run.recipe, run.splits
     config, source, length = _config(run), run.before("vocabulary"), recipe.data.max_length
-    student = _student(run)
+    student = load_student(run, source / distill.MODEL)
     old = Tokenizer(source / distill.TOKENIZER, length)
     before = _score(run, student, old, splits.test)
     seen = count_tokens(old, targets.transfer_set(run, run.folder("targets")))
@@ -61,7 +61,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
 def follow(run: Run, folder: Path) -> None:
     """Teach with the first process, which does all else; `folder` is this process's own."""
-    config, student = _config(run), _student(run)
+    config = _config(run)
+    student = load_student(run, run.before("vocabulary") / distill.MODEL)
     cut_embeddings(student, run.team.shared([]))
     if config.embedding_rank is not None:
         factorize(student, config.embedding_rank)
@@ -77,11 +78,6 @@ def _config(run: Run) -> Vocabulary:
     if run.recipe.vocabulary is None:
         raise RecipeError("vocabulary: not given")
     return run.recipe.vocabulary
-
-
-def _student(run: Run) -> nn.Module:
-    source, labels = run.before("vocabulary") / distill.MODEL, run.splits.labels
-    return load_classifier(str(source), labels, run.recipe.seed, run.spec, keep_head=True)
 
 
 def _teach(lesson: Lesson, student: nn.Module, folder: Path) -> dict[str, Any]:

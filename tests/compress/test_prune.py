@@ -27,7 +27,7 @@ from compress.models import load_classifier
 from compress.pipeline import introduce
 from compress.report import target_line
 from compress.stage import StageReport
-from compress.student import check_quantizable
+from compress.student import check_quantizable, load_student
 from service.engine.tokenization import Tokenizer
 from tests.compress.test_faults import assert_one_message, run
 from tests.support.command import limbeck, started
@@ -254,7 +254,7 @@ def test_measurements_of_another_machine_are_told(
     opened = reopened(pruned, tmp_path, STAGES[:4], [f"target={target}"])
     run = replace(opened, console=Console())
     assert run.recipe.target is not None
-    student = prune.load_student(run, run.before("prune") / "model")
+    student = load_student(run, run.before("prune") / "model")
     tokenizer = Tokenizer(run.before("prune") / "tokenizer.json", 32)
     own = Meter.open(run, run.recipe.target, student, tokenizer, tmp_path / "own", None).known
     for number, machine in enumerate((own["machine"], "a Z80, 1 core")):
