@@ -6,11 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from bulk.answers import Answer
+from bulk.answers import Found, Tagged
 from service.engine.tokenization import TextInput
-
-NO_LABEL = "(none)"
-"""What is told where a multi-label classifier gives a text no label."""
 
 _Z = 1.959964  # of a 95 % interval
 
@@ -20,17 +17,21 @@ class Disagreement:
     """A text that got other labels; those sort first whose scores differ least."""
 
     difference: float
-    """The largest difference of a label's score, of the labels that both tell."""
+    """The largest difference of a score."""
     row: int
     text: TextInput = field(compare=False)
-    reference: Answer = field(compare=False)
-    candidate: Answer = field(compare=False)
+    reference: Found = field(compare=False)
+    candidate: Found = field(compare=False)
 
 
 class Comparison:
-    """Counts agreement and flips, and keeps the `worst` disagreements."""
+    """Counts agreement and flips, and keeps the `worst` disagreements; both sides label texts, or both find entities.
 
-    def __init__(self, worst: int) -> None:
+    `counted` says what has labels that may flip: texts or entities.
+    """
+
+    def __init__(self, worst: int, counted: str = "texts") -> None:
+        self.counted = counted
         self._worst_kept = worst
         self._worst: list[Disagreement] = []
         self._differences = 0.0
@@ -38,26 +39,27 @@ class Comparison:
         self.agreed = 0
         self.largest_difference = 0.0
         self.flips: Counter[tuple[str, str]] = Counter()
-        """(the reference's labels, the candidate's) -> texts."""
+        """(the reference's labels, the candidate's) -> texts or entities."""
         self.given: Counter[str] = Counter()
-        """The reference's labels -> texts."""
+        """The reference's labels -> texts or entities."""
         self._by_label = {name: Counter[str]() for name in ("reference", "candidate", "lost", "gained")}
 
-    def add(self, row: int, text: TextInput, reference: Answer, candidate: Answer) -> None:
+    def add(self, row: int, text: TextInput, reference: Found, candidate: Found) -> None:
         """Count one text."""
-        before, after = _told(reference), _told(candidate)
         difference = score_difference(reference, candidate)
         self.texts += 1
-        self.given[before] += 1
-        had, has = set(reference.predicted), set(candidate.predicted)
-        for name, labels in (("reference", had), ("candidate", has), ("lost", had - has), ("gained", has - had)):
-            self._by_label[name].update(labels)
+        for before, after in reference.moves(candidate):  # type: ignore[arg-type] # both are of one kind
+            self.given[before] += 1
+            if before != after:
+                self.flips[before, after] += 1
+        had, has = reference.marks, candidate.marks
+        for name, marks in (("reference", had), ("candidate", has), ("lost", had - has), ("gained", has - had)):
+            self._by_label[name].update(label for _, label in marks)
         self._differences += difference
         self.largest_difference = max(self.largest_difference, difference)
-        if before == after:
+        if had == has:
             self.agreed += 1
             return
-        self.flips[before, after] += 1
         found = Disagreement(difference, -row, text, reference, candidate)
         if len(self._worst) < self._worst_kept:
             heapq.heappush(self._worst, found)
@@ -66,7 +68,7 @@ class Comparison:
 
     @property
     def agreement(self) -> float:
-        """The share of the texts that get the same labels."""
+        """The share of the texts that get the same labels, or the same entities."""
         return self.agreed / self.texts
 
     @property
@@ -86,7 +88,7 @@ class Comparison:
         return sorted(self._worst, reverse=True)
 
     def by_label(self) -> dict[str, dict[str, int]]:
-        """Return for each label how many texts have it of either, have it lost and have it gained."""
+        """Return for each label how many texts or entities have it of either, have it lost and have it gained."""
         labels = sorted({label for counts in self._by_label.values() for label in counts})
         return {label: {name: counts[label] for name, counts in self._by_label.items()} for label in labels}
 
@@ -99,7 +101,7 @@ class Comparison:
             "agreement": {"value": self.agreement, "low": low, "high": high},
             "score_difference": {"mean": self.mean_difference, "largest": self.largest_difference},
             "flips": [
-                {"reference": before, "candidate": after, "texts": count, "share": count / self.given[before]}
+                {"reference": before, "candidate": after, self.counted: count, "share": count / self.given[before]}
                 for (before, after), count in self.flips.most_common()
             ],
             "labels": self.by_label(),
@@ -108,26 +110,23 @@ class Comparison:
                     "row": -found.row,
                     **_texts(found.text),
                     "difference": found.difference,
-                    "reference": _side(found.reference),
-                    "candidate": _side(found.candidate),
+                    "reference": found.reference.as_json(),
+                    "candidate": found.candidate.as_json(),
                 }
                 for found in self.worst()
             ],
         }
 
 
-def score_difference(one: Answer, other: Answer) -> float:
-    """Return the largest difference of a score, of the labels that both tell; 0 where there is none."""
-    shared = one.scores.keys() & other.scores.keys()
-    return max((abs(one.scores[label] - other.scores[label]) for label in shared), default=0.0)
+def score_difference(one: Found, other: Found) -> float:
+    """Return the largest difference of a score; 0 where there is none.
 
-
-def _told(answer: Answer) -> str:
-    return ", ".join(sorted(answer.predicted)) or NO_LABEL
-
-
-def _side(answer: Answer) -> dict[str, Any]:
-    return {"labels": sorted(answer.predicted), "scores": dict(answer.scores)}
+    Of the labels that both tell; an entity that one of the two does not find has the score 0 there.
+    """
+    before: dict[Any, float] = dict(one.scores)
+    after: dict[Any, float] = dict(other.scores)
+    told = before.keys() | after.keys() if isinstance(one, Tagged) else before.keys() & after.keys()
+    return max((abs(before.get(mark, 0.0) - after.get(mark, 0.0)) for mark in told), default=0.0)
 
 
 def _texts(given: TextInput) -> dict[str, str]:

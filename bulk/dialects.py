@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bulk.answers import Answer
+from bulk.answers import Answer, Found
 from bulk.errors import EndpointError
 from service.engine.tokenization import TextInput
 
@@ -50,7 +50,7 @@ class Dialect(ABC):
         """Return the request for these texts or pairs."""
 
     @abstractmethod
-    def read(self, found: Any) -> list[Answer]:
+    def read(self, found: Any) -> Sequence[Found]:
         """Return the answers in a response, one a text."""
 
     def _decided(self, scores: Mapping[str, float]) -> Answer:
@@ -83,7 +83,7 @@ class Native(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"inputs": [x if isinstance(x, str) else {"text": x[0], "text_pair": x[1]} for x in inputs]}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         answers = []
         for result in found["results"]:
             decided = self._decided(_by_label(result["labels"]))
@@ -103,7 +103,7 @@ class Tei(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"inputs": [[x] if isinstance(x, str) else list(x) for x in inputs], "truncate": True}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         return [self._decided(_by_label(labels)) for labels in found]
 
 
@@ -119,7 +119,7 @@ class HuggingFace(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"inputs": list(inputs), "parameters": {"top_k": _ALL_LABELS}}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         # some servers give each text's best label alone
         return [self._decided(_by_label([one] if isinstance(one, dict) else one)) for one in found]
 
@@ -140,7 +140,7 @@ class OpenInference(Dialect):
         wanted = [{"name": "scores", "parameters": {"classification": _ALL_LABELS}}, {"name": "label"}]
         return {"inputs": tensors, "outputs": wanted}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         outputs = {output["name"]: output for output in found["outputs"]}
         number, width = outputs["scores"]["shape"]
         cells = [str(cell).split(":", 2) for cell in outputs["scores"]["data"]]
@@ -168,7 +168,7 @@ class Vllm(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"input": list(inputs)}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         answers = []
         for one in sorted(found["data"], key=lambda one: int(one["index"])):
             scores = self._named(one["probs"])
@@ -194,7 +194,7 @@ class KServe(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"instances": list(inputs)}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         answers = []
         for one in found["predictions"]:
             scores = {str(label): float(score) for label, score in one.items()}
@@ -221,7 +221,7 @@ class Detectors(Dialect):
     def body(self, inputs: Sequence[TextInput]) -> dict[str, Any]:  # noqa: D102
         return {"contents": list(inputs), "detector_params": {"threshold": 0.0}}
 
-    def read(self, found: Any) -> list[Answer]:  # noqa: D102
+    def read(self, found: Any) -> Sequence[Found]:  # noqa: D102
         answers = []
         for reported in found:
             scores: dict[str, float] = {}

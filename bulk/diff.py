@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from bulk.answers import Answer
+from bulk.answers import Answer, Found
 from bulk.classifier import Classifier
 from bulk.comparison import Comparison
 from bulk.decisions import Columns
@@ -16,6 +16,7 @@ from bulk.errors import BulkError
 from bulk.files import Input, Job
 from bulk.progress import shown
 from bulk.rows import Row, Source
+from bundle import Manifest, Task
 from service.engine.tokenization import TextInput
 
 _ROWS = 256  # in a window: progress moves, and both sides have full batches
@@ -26,12 +27,12 @@ _NO_COLUMN = "\0"
 class Side(Protocol):
     """One of the two classifiers."""
 
-    def answers(self, inputs: Sequence[TextInput]) -> Sequence[Answer | str]:
+    def answers(self, inputs: Sequence[TextInput]) -> Sequence[Found | str]:
         """Return an answer for each text or pair, in order, or why there is none."""
 
 
 class Local:
-    """A bundle in this process."""
+    """A bundle that labels texts in this process."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
@@ -52,7 +53,7 @@ class Compared:
 def compare_file(
     reference: Side,
     candidate: Side,
-    classifier: Classifier,
+    manifest: Manifest,
     job: Job,
     console: Console,
     *,
@@ -61,12 +62,13 @@ def compare_file(
 ) -> Compared:
     """Ask both sides about the rows of a file, at most `limit`, and tell of bad ones on `console`.
 
-    `classifier` is the candidate's. Raises FormatError, EndpointError, EngineError, and BulkError when no row is good,
+    `manifest` is the candidate's. Raises FormatError, EndpointError, EngineError, and BulkError when no row is good,
     or when the two have no label in common.
     """
-    comparison, bad_rows, told = Comparison(worst), 0, set[str]()
-    names = set(classifier.manifest.labels)
-    columns = Columns(classifier.manifest, prefix=_NO_COLUMN)
+    tags = manifest.task is Task.TOKEN_CLASSIFICATION
+    comparison, bad_rows, told = Comparison(worst, "entities" if tags else "texts"), 0, set[str]()
+    names = {label.split("-", 1)[-1] for label in manifest.labels} - {"O"} if tags else set(manifest.labels)
+    columns = Columns(manifest, prefix=_NO_COLUMN)
     with Input(job, columns) as opened, _beside() as beside, shown(console, opened.total, 0) as update:
         for rows in _windows(opened.source, limit):
             good = [row for row in rows if row.input is not None]
@@ -75,11 +77,11 @@ def compare_file(
             here = candidate.answers(inputs)
             problems = [(row.number, row.problem) for row in rows if row.problem is not None]
             answers = there.result()
-            told |= {label for one in answers if isinstance(one, Answer) for label in (*one.scores, *one.predicted)}
+            told |= {label for one in answers if not isinstance(one, str) for label in one.labels}
             if told and not told & names:
                 raise BulkError(
                     f"the reference's labels: found {', '.join(sorted(told))}; expected some of the candidate's "
-                    f"({', '.join(classifier.manifest.labels)}): they have none in common"
+                    f"({', '.join(sorted(names))}): they have none in common"
                 )
             for row, given, before, after in zip(good, inputs, answers, here, strict=True):
                 if isinstance(before, str) or isinstance(after, str):

@@ -13,8 +13,8 @@ from bulk.errors import BulkError
 from bulk.options import FormatOption, TextColumnOption, TextPairColumnOption
 
 if TYPE_CHECKING:
-    from bulk.classifier import Classifier
     from bulk.diff import Compared, Side
+    from bundle import Manifest
 
 TOO_DIFFERENT = 3
 """Exit code when less agrees than --min-agreement asks for."""
@@ -58,6 +58,8 @@ def diff(
 ) -> None:
     """Compare two classifiers on your own texts: how often they agree, which labels flip, and where they differ most.
 
+    Classifiers of tokens are compared by the entities that they find: a text agrees when all are the same.
+
     An endpoint may speak any of the service's dialects (docs/api.md): its path says which, or --dialect. Nothing is
     written, and no true labels are needed; agreement comes with its 95 % interval.
 
@@ -74,30 +76,29 @@ def diff(
             "--dialect, --model and --api-key-env belong to a URL, which begins with http:// or https://"
         )
     with ExitStack() as opened:
-        from bulk.classifier import Classifier
-        from bulk.diff import Local, compare_file
+        from bulk.diff import compare_file
         from bulk.files import Job
         from bulk.rows import TextColumns
         from bundle import Task
 
-        own = opened.enter_context(Classifier(candidate, variant=variant))
-        side: Side
+        own, manifest = _bundle(opened, candidate, variant)
         if remote:
-            side = _endpoint(opened, reference, own, dialect, model, api_key_env, timeout_s)
+            side = _endpoint(opened, reference, manifest, dialect, model, api_key_env, timeout_s)
         else:
-            other = opened.enter_context(Classifier(reference, variant=variant))
-            if other.manifest.text_pair != own.manifest.text_pair:
+            side, other = _bundle(opened, Path(reference), variant)
+            if other.text_pair != manifest.text_pair:
                 raise BulkError(f"{reference} and {candidate}: one compares two texts and the other takes single ones")
-            side = Local(other)
-        columns = TextColumns(text_column, text_pair_column if own.manifest.text_pair else None)
+            if Task.TOKEN_CLASSIFICATION in {other.task, manifest.task} and other.task is not manifest.task:
+                raise BulkError(f"{reference} and {candidate}: one finds entities and the other gives labels to texts")
+        columns = TextColumns(text_column, text_pair_column if manifest.text_pair else None)
         job = Job(file, kind, None, None, columns, "", False, False)
         console = Console(stderr=True, highlight=False)
-        found = compare_file(side, Local(own), own, job, console, worst=worst, limit=limit)
+        found = compare_file(side, own, manifest, job, console, worst=worst, limit=limit)
     if as_json:
         result = {"reference": reference, "candidate": str(candidate), "bad_rows": found.bad_rows}
         typer.echo(json.dumps(result | found.comparison.as_json(), indent=2, ensure_ascii=False))
     else:
-        _show(found, Console(highlight=False), several=own.manifest.task is Task.MULTI_LABEL)
+        _show(found, Console(highlight=False), several=manifest.task in {Task.MULTI_LABEL, Task.TOKEN_CLASSIFICATION})
     if min_agreement is not None and found.comparison.agreement < min_agreement:
         console.print(f"agreement {found.comparison.agreement:.4f} is below --min-agreement {min_agreement:g}")
         raise typer.Exit(TOO_DIFFERENT)
@@ -105,10 +106,24 @@ def diff(
         raise typer.Exit(BAD_ROWS)
 
 
+def _bundle(opened: ExitStack, folder: Path, variant: str) -> "tuple[Side, Manifest]":
+    """Return the bundle ready to answer, and its manifest."""
+    from bulk.classifier import Classifier
+    from bulk.diff import Local
+    from bulk.tags import Tags
+    from bundle import Task, open_bundle
+
+    if open_bundle(folder).manifest.task is Task.TOKEN_CLASSIFICATION:
+        tags = opened.enter_context(Tags(folder, variant=variant))
+        return tags, tags.manifest
+    classifier = opened.enter_context(Classifier(folder, variant=variant))
+    return Local(classifier), classifier.manifest
+
+
 def _endpoint(
     opened: ExitStack,
     url: str,
-    own: "Classifier",
+    manifest: "Manifest",
     dialect: str | None,
     model: str | None,
     key_env: str | None,
@@ -121,12 +136,15 @@ def _endpoint(
     except ModuleNotFoundError as error:
         raise BulkError("a live endpoint needs httpx: pip install 'limbeck[bulk]'") from error
     from bulk.dialects import DIALECTS, Labels
+    from bulk.tag_dialects import TAG_DIALECTS
 
     if dialect is not None and dialect not in DIALECTS:
         raise typer.BadParameter(f"--dialect: found {dialect!r}, expected one of {', '.join(DIALECTS)}")
-    manifest = own.manifest
     labels = Labels(manifest.labels, manifest.thresholds or {}, manifest.task is Task.MULTI_LABEL)
-    endpoint = opened.enter_context(Endpoint(url, dialect, labels, key_env=key_env, timeout_s=timeout_s, model=model))
+    dialects = TAG_DIALECTS if manifest.task is Task.TOKEN_CLASSIFICATION else DIALECTS
+    endpoint = opened.enter_context(
+        Endpoint(url, dialect, labels, key_env=key_env, timeout_s=timeout_s, model=model, dialects=dialects)
+    )
     if manifest.text_pair and not endpoint.dialect.pairs:
         raise BulkError(f"the dialect {endpoint.dialect.name} takes single texts, but the bundle compares two")
     return endpoint
@@ -148,7 +166,7 @@ def _show(found: "Compared", console: Console, *, several: bool) -> None:
         soft_wrap=True,
     )
     if comparison.flips:
-        table = Table("from", "to", "texts", "of those", title="Flips", box=SIMPLE_HEAD)
+        table = Table("from", "to", comparison.counted, "of those", title="Flips", box=SIMPLE_HEAD)
         for (before, after), count in comparison.flips.most_common(_FLIPS):
             share = f"{count / comparison.given[before]:.1%}"
             table.add_row(escape(before), escape(after), f"{count:,}", share)
@@ -157,7 +175,7 @@ def _show(found: "Compared", console: Console, *, several: bool) -> None:
         if left > 0:
             console.print(f"… and {left:,} kinds of flips more; --json has them all")
         if several:
-            table = Table("label", "texts", "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
+            table = Table("label", comparison.counted, "lost", "gained", title="Flips by label", box=SIMPLE_HEAD)
             for label, counts in comparison.by_label().items():
                 if counts["lost"] or counts["gained"]:
                     table.add_row(escape(label), *(f"{counts[name]:,}" for name in ("reference", "lost", "gained")))
@@ -168,6 +186,6 @@ def _show(found: "Compared", console: Console, *, several: bool) -> None:
         for one in disagreements:
             text = one.text if isinstance(one.text, str) else " ⇄ ".join(one.text)
             short = text if len(text) <= _TEXT_CHARACTERS else text[: _TEXT_CHARACTERS - 1] + "…"
-            sides = [escape(", ".join(sorted(side.predicted)) or "(none)") for side in (one.reference, one.candidate)]
+            sides = [escape(side.told()) for side in (one.reference, one.candidate)]
             table.add_row(str(-one.row), *sides, f"{one.difference:.4f}", escape(" ".join(short.split())))
         console.print(table)

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import httpx
 
-from bulk.answers import Answer
+from bulk.answers import Found
 from bulk.closing import Closing
 from bulk.dialects import DIALECTS, Dialect, Labels, dialect_of
 from bulk.errors import EndpointError
@@ -42,11 +42,17 @@ class Endpoint(Closing):
         key_env: str | None,
         timeout_s: float,
         model: str | None = None,
+        dialects: Mapping[str, type[Dialect]] = DIALECTS,
     ) -> None:
         """Check the URL, the dialect, the model (where a header names it) and the key; raises EndpointError."""
         parts = _checked(url)
         path = parts.path.rstrip("/")
-        self.dialect: Dialect = DIALECTS[dialect or dialect_of(path)](labels, model or "")
+        name = dialect or dialect_of(path)
+        if name not in dialects:
+            raise EndpointError(
+                f"--dialect: found {name}, which tells no entities; expected one of {', '.join(dialects)}"
+            )
+        self.dialect: Dialect = dialects[name](labels, model or "")
         if model and not (model.isascii() and model.isprintable()):
             raise EndpointError(f"--model: found {model!r}; expected printable ASCII, since a header holds it")
         if self.dialect.names_model != bool(model):
@@ -72,12 +78,12 @@ class Endpoint(Closing):
         self._closed = Event()
         self._workers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="limbeck-diff")
 
-    def answers(self, inputs: Sequence[TextInput]) -> list[Answer | str]:
+    def answers(self, inputs: Sequence[TextInput]) -> list[Found | str]:
         """Return an answer for each text or pair, in order, or what is said against it; raises EndpointError."""
         parts = [inputs[at : at + _TEXTS] for at in range(0, len(inputs), _TEXTS)]
         return [answer for part in self._workers.map(self._ask, parts) for answer in part]
 
-    def _ask(self, inputs: Sequence[TextInput]) -> list[Answer | str]:
+    def _ask(self, inputs: Sequence[TextInput]) -> list[Found | str]:
         response = self._post(inputs)
         if response.status_code in (400, 413, 422):
             if len(inputs) > 1:

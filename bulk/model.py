@@ -25,18 +25,20 @@ class Model:
     tokenizer: Tokenizer
 
 
-def load_model(folder: Path, variant: str) -> Model:
+def load_model(folder: Path, variant: str, *, tags: bool = False) -> Model:
     """Verify the bundle, load the variant that fits this machine and check its golden scores here.
 
-    Raises BundleError, EngineError, StartupError when no variant fits, and TaskError when it gives no labels to texts.
+    With `tags` it finds entities, and the tokenizer tells places. Raises BundleError, EngineError, StartupError when no
+    variant fits, and TaskError when the bundle does the other.
     """
     bundle = open_bundle(folder)
-    if bundle.manifest.task is Task.TOKEN_CLASSIFICATION:
+    if (bundle.manifest.task is Task.TOKEN_CLASSIFICATION) is not tags:
+        doing, expected = ("tag", "token-classification") if tags else ("classify", "one that gives labels to texts")
         raise TaskError(
-            f"cannot classify with bundle {folder}: found task {bundle.manifest.task}, expected one that gives labels "
-            "to whole texts; `limbeck verify` runs it"
+            f"cannot {doing} with bundle {folder}: found task {bundle.manifest.task}, expected {expected}; "
+            "`limbeck verify` runs it"
         )
-    tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length)
+    tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length, offsets=tags)
 
     def make(choice: Choice) -> Session:
         return Session(bundle.path(choice.variant.file), provider=choice.provider, labels=len(bundle.manifest.labels))

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
-from bulk.answers import Answer
-from bulk.comparison import NO_LABEL, Comparison, score_difference
+from bulk.answers import NO_LABEL, Answer
+from bulk.comparison import Comparison, score_difference
 
 
 def answer(label: str, **scores: float) -> Answer:

@@ -65,6 +65,7 @@ def test_bulk_takes_what_classifies_and_nothing_of_http() -> None:
     allowed = ENGINE_FOR_COMPRESS | {
         "service.engine.decisions",
         "service.engine.session_options",
+        "service.engine.tagging",
         "service.golden",
         "service.sessions",
         "service.settings",

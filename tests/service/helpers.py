@@ -11,11 +11,12 @@ import httpx
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
-from onnx import numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from scipy.special import softmax
 from uvicorn.server import ServerState
 
-from bundle import LAYOUT, Bundle, write_bundle
+from bundle import LAYOUT, Bundle, Task, write_bundle
 from service.app import create_app
 from service.protocol import Protocol
 from service.settings import Settings
@@ -46,6 +47,40 @@ def reference_scores(*texts: str) -> list[float]:
         ids += [VOCABULARY.index(word) if word in VOCABULARY else 1 for word in text.lower().split()] + [3]
     mean = weights["embeddings"][ids].astype(np.float64).mean(axis=0)
     return [float(score) for score in softmax(mean @ weights["classifier"].astype(np.float64))]
+
+
+def tag_weights(seed: int) -> dict[str, NDArray[np.float32]]:
+    """Weights of the model that tags each word by itself: of its words (18, 8) and of its tags (8, 3)."""
+    rng = np.random.default_rng(seed)
+    return {
+        "embeddings": rng.normal(size=(len(VOCABULARY), 8)).astype(np.float32),
+        "classifier": rng.normal(size=(8, 3)).astype(np.float32),
+    }
+
+
+def tag_bundle(bundle: Bundle, folder: Path, *, seed: int, temperature: float = 1.0, **changes: object) -> Bundle:
+    """A copy of the tiny bundle with a model that tags each word by itself: O, PER or LOC."""
+    weights = tag_weights(seed)
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in ("input_ids", "attention_mask")
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["embeddings", "input_ids"], ["words"]),
+            helper.make_node("MatMul", ["words", "classifier"], ["logits"]),
+        ],
+        "tags",
+        inputs,
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "T", 3])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    logits = weights["embeddings"][[2, 4, 10, 3]] @ weights["classifier"]  # [CLS] good movie [SEP]
+    scores = softmax(logits / temperature, axis=1)
+    golden = json.dumps({"text": "good movie", "scores": {"fp32": scores.ravel().tolist()}}).encode() + b"\n"
+    files: dict[str, Path | bytes] = {LAYOUT.model("fp32"): model.SerializeToString(), LAYOUT.golden: golden}
+    tags = {"task": Task.TOKEN_CLASSIFICATION, "labels": ("O", "PER", "LOC"), "temperature": temperature}
+    return changed(bundle, folder, files=files, **(tags | changes))
 
 
 def settings_for(*bundles: Bundle, **changes: object) -> Settings:

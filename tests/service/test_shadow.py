@@ -5,13 +5,12 @@ import json
 import re
 import threading
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from bundle import LAYOUT, Activation, Task
-from tests.service.helpers import changed, until
+from bundle import Activation, Task
+from tests.service.helpers import changed, tag_bundle, until
 from tests.service.rollouts import (
     ask_directly,
     break_session,
@@ -43,40 +42,6 @@ def multi_label(bundle, folder, version):
     )
 
 
-def tagger(bundle, folder, version, seed):
-    """A model that tags each word by itself."""
-    rng = np.random.default_rng(seed)
-    weights = {
-        "embeddings": rng.normal(size=(4 + len(WORDS), 8)).astype(np.float32),
-        "classifier": rng.normal(size=(8, 3)).astype(np.float32),
-    }
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in ("input_ids", "attention_mask")
-    ]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["embeddings", "input_ids"], ["words"]),
-            helper.make_node("MatMul", ["words", "classifier"], ["logits"]),
-        ],
-        "tags",
-        inputs,
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "T", 3])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    logits = weights["embeddings"][[2, 4, 10, 3]] @ weights["classifier"]  # [CLS] good movie [SEP]
-    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    golden = json.dumps({"text": "good movie", "scores": {"fp32": scores.ravel().tolist()}}).encode() + b"\n"
-    return changed(
-        bundle,
-        folder,
-        files={LAYOUT.model("fp32"): onnx_model.SerializeToString(), LAYOUT.golden: golden},
-        version=version,
-        task=Task.TOKEN_CLASSIFICATION,
-        labels=("O", "PER", "LOC"),
-    )
-
-
 @pytest.mark.parametrize("task", [Task.SINGLE_LABEL, Task.MULTI_LABEL, Task.TOKEN_CLASSIFICATION])
 def test_shadows_are_compared_with_what_clients_were_answered(tmp_path, models, task):
     """The reference: what both versions answer to who names them."""
@@ -87,7 +52,7 @@ def test_shadows_are_compared_with_what_clients_were_answered(tmp_path, models, 
             if task is Task.MULTI_LABEL:
                 multi_label(bundle, models / name, str(number))
             else:
-                tagger(bundle, models / name, str(number), number)
+                tag_bundle(bundle, models / name, seed=number, version=str(number))
     verb = "tag" if task is Task.TOKEN_CLASSIFICATION else "classify"
     texts = [*TEXTS, "good", "bad", "awful", "very great plot", "the dull film is not a good movie", "was"]
 
