@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[cpu,compress,loadtest,examples,dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## compress the movie reviews, serve the result, classify two sentences (≤ 12 minutes)
+demo: $(INSTALLED) ## compress the movie reviews, serve the result, classify two sentences (11 minutes; 16 without AMX)
 	examples/movie-reviews/demo.sh
 
 serve: $(INSTALLED) ## serve the demo's bundle in the foreground on port 8000
