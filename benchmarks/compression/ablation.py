@@ -4,23 +4,25 @@
 
 One teacher, then the same student taught in every way of WAYS. The test split is not looked at. Beside the task's
 metric stand the share of the teacher's decisions that the student shares and the mean squared difference of their
-logits: both move less by chance than accuracy does. A way that is done is not run again.
+logits: both move less by chance than accuracy does. Under several `--seeds` each has a teacher of its own, where
+`--teacher` names none. A way that is done is not run again.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import FOLDER, NAMES, data_override, recipe_path
+from benchmarks.compression.seeds import Row, collect, told
 from compress import distill, pipeline, teacher
 from compress.batches import predict_all
 from compress.machine import describe_machine
 from compress.models import load_classifier
 from compress.recipe_file import load_recipe
-from compress.stage import Run, library_versions, write_atomic
+from compress.report import markdown_table
+from compress.stage import Run, library_versions
 from compress.tasks import METRICS
 from service.engine.tokenization import Tokenizer
 
@@ -50,40 +52,48 @@ WAYS: dict[str, list[str]] = {
 }
 
 
+TITLES = {
+    "score": ("metric on validation", ".4f"),
+    "agreement": ("the teacher's decisions", ".4f"),
+    "difference": ("squared difference of logits", ".3f"),
+    "seconds": ("seconds", ".0f"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, help="a fine-tuned teacher, the same under every seed")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[13])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help="some of them")
     parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe, for all ways")
     arguments = parser.parse_args()
     path = recipe_path(arguments.name)
     common = [data_override(arguments.name, arguments.data), "distill.augment.copies=0", *arguments.set]
+    if arguments.teacher:
+        common += [f"teacher.model={arguments.teacher.resolve()}", "teacher.fine_tune=null"]
     out = arguments.out / arguments.name
-    out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
     pipeline.quiet_libraries()
-    done = out / "ablation.json"
-    results = json.loads(done.read_text()) if done.is_file() else {}
-    for way, overrides in WAYS.items():
-        if way in results:
-            continue
-        console.rule(way)
-        run = Run(load_recipe(path, [*common, *overrides]), FOLDER, out, console, {})
+
+    def measure(seed: int, way: str) -> Row:
+        console.rule(f"seed {seed}: {way}")
+        folder = out / f"seed-{seed}"
+        run = Run(load_recipe(path, [*common, f"seed={seed}", *WAYS[way]]), FOLDER, folder, console, {})
         pipeline.run_until(run, "distill")
-        results[way] = judge(run)
-        write_atomic(done, json.dumps(results, indent=2))
+        return judge(run)
+
+    results = collect(out / "ablation.json", arguments.seeds, arguments.ways, measure)
     print(f"Machine: {describe_machine()}.")
-    print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.\n")
-    print("| way | metric on validation | the teacher's decisions | squared difference of logits | seconds |")
-    print("|---|---|---|---|---|")
-    for way, row in results.items():
-        print(
-            f"| {way} | {row['score']:.4f} | {row['agreement']:.4f} | {row['difference']:.3f} | {row['seconds']:.0f} |"
-        )
+    print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
+    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference of the metric.\n")
+    headings = ("way", *(title for title, _ in TITLES.values()), f"against {arguments.ways[0]} [95 %]")
+    print("\n".join(markdown_table(headings, told(results, TITLES, arguments.ways))))
 
 
-def judge(run: Run) -> dict[str, float]:
+def judge(run: Run) -> Row:
     """Return how a taught student does on the validation split."""
     rows = {}
     for stage, tokenizer_name in (("teacher", teacher.TOKENIZER), ("distill", distill.TOKENIZER)):
