@@ -61,9 +61,9 @@ class Classifier(Closing):
     usable CPU unless given. Close it, or use it as a context manager, to give its threads back.
     """
 
-    def __init__(self, bundle: str | Path, *, variant: str = AUTO, sessions: int | None = None) -> None:
+    def __init__(self, bundle: str | Path | Bundle, *, variant: str = AUTO, sessions: int | None = None) -> None:
         """Load the bundle; raises BundleError, EngineError, StartupError or TaskError, which say what is wrong."""
-        self._model = load_model(Path(bundle), variant)
+        self._model = load_model(bundle if isinstance(bundle, Bundle) else Path(bundle), variant)
         self._decider = Decider(self.manifest)
         sessions = usable_cpus() if sessions is None else sessions
         self._workers = ThreadPoolExecutor(sessions, thread_name_prefix="limbeck-infer")

@@ -4,9 +4,9 @@ import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from bulk.answers import Found, Tagged
+from bulk.answers import NO_LABEL, Found, Tagged
 from service.engine.tokenization import TextInput
 
 _Z = 1.959964  # of a 95 % interval
@@ -30,8 +30,8 @@ class Comparison:
     `counted` says what has labels that may flip: texts or entities.
     """
 
-    def __init__(self, worst: int, counted: str = "texts") -> None:
-        self.counted = counted
+    def __init__(self, worst: int, counted: Literal["texts", "entities"] = "texts") -> None:
+        self.counted: Literal["texts", "entities"] = counted
         self._worst_kept = worst
         self._worst: list[Disagreement] = []
         self._differences = 0.0
@@ -83,6 +83,11 @@ class Comparison:
         half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
         return max(0.0, center - half), min(1.0, center + half)
 
+    def share(self, before: str, count: int) -> float | None:
+        """Return what share `count` is of all that had the reference's label; None of what it did not find."""
+        found = self.counted == "texts" or before != NO_LABEL
+        return count / self.given[before] if found else None
+
     def worst(self) -> list[Disagreement]:
         """Return the disagreements whose scores differ most, those first."""
         return sorted(self._worst, reverse=True)
@@ -101,7 +106,7 @@ class Comparison:
             "agreement": {"value": self.agreement, "low": low, "high": high},
             "score_difference": {"mean": self.mean_difference, "largest": self.largest_difference},
             "flips": [
-                {"reference": before, "candidate": after, self.counted: count, "share": count / self.given[before]}
+                {"reference": before, "candidate": after, self.counted: count, "share": self.share(before, count)}
                 for (before, after), count in self.flips.most_common()
             ],
             "labels": self.by_label(),

@@ -78,11 +78,8 @@ def compare_file(
             problems = [(row.number, row.problem) for row in rows if row.problem is not None]
             answers = there.result()
             told |= {label for one in answers if not isinstance(one, str) for label in one.labels}
-            if told and not told & names:
-                raise BulkError(
-                    f"the reference's labels: found {', '.join(sorted(told))}; expected some of the candidate's "
-                    f"({', '.join(sorted(names))}): they have none in common"
-                )
+            if not tags:
+                _check_labels(told, names)
             for row, given, before, after in zip(good, inputs, answers, here, strict=True):
                 if isinstance(before, str) or isinstance(after, str):
                     problems.append((row.number, before if isinstance(before, str) else str(after)))
@@ -92,6 +89,7 @@ def compare_file(
             for number, problem in problems:
                 console.print(f"{job.name}:{number}: {problem}", markup=False, soft_wrap=True)
             update(opened.done, comparison.texts + bad_rows)
+    _check_labels(told, names)
     if unknown := told - names:
         console.print(
             f"Warning: labels of the reference that the candidate does not have: {', '.join(sorted(unknown))}",
@@ -102,6 +100,18 @@ def compare_file(
     if not comparison.texts:
         raise BulkError(f"{job.name}: found no row that both can classify; expected at least one")
     return Compared(comparison, bad_rows)
+
+
+def _check_labels(told: set[str], names: set[str]) -> None:
+    """Raise BulkError where the reference told labels, and the candidate has none of them.
+
+    A classifier of texts tells all with every text, so this shows at once; one of tokens tells what it finds.
+    """
+    if told and not told & names:
+        raise BulkError(
+            f"the reference's labels: found {', '.join(sorted(told))}; expected some of the candidate's "
+            f"({', '.join(sorted(names))}): they have none in common"
+        )
 
 
 @contextmanager

@@ -48,7 +48,10 @@ def diff(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the endpoint's next bytes.")] = 30.0,
+    timeout_s: Annotated[
+        float,
+        typer.Option(min=0.001, help="Seconds to wait for the endpoint's next bytes; for a connection at most 10."),
+    ] = 30.0,
     worst: Annotated[int, typer.Option(min=0, max=10_000, help="How many of the worst disagreements to show.")] = 10,
     min_agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 3 when a smaller share of the texts agrees.")
@@ -113,11 +116,10 @@ def _bundle(opened: ExitStack, folder: Path, variant: str) -> "tuple[Side, Manif
     from bulk.tags import Tags
     from bundle import Task, open_bundle
 
-    if open_bundle(folder).manifest.task is Task.TOKEN_CLASSIFICATION:
-        tags = opened.enter_context(Tags(folder, variant=variant))
-        return tags, tags.manifest
-    classifier = opened.enter_context(Classifier(folder, variant=variant))
-    return Local(classifier), classifier.manifest
+    bundle = open_bundle(folder)
+    if bundle.manifest.task is Task.TOKEN_CLASSIFICATION:
+        return opened.enter_context(Tags(bundle, variant=variant)), bundle.manifest
+    return Local(opened.enter_context(Classifier(bundle, variant=variant))), bundle.manifest
 
 
 def _endpoint(
@@ -168,8 +170,8 @@ def _show(found: "Compared", console: Console, *, several: bool) -> None:
     if comparison.flips:
         table = Table("from", "to", comparison.counted, "of those", title="Flips", box=SIMPLE_HEAD)
         for (before, after), count in comparison.flips.most_common(_FLIPS):
-            share = f"{count / comparison.given[before]:.1%}"
-            table.add_row(escape(before), escape(after), f"{count:,}", share)
+            share = comparison.share(before, count)
+            table.add_row(escape(before), escape(after), f"{count:,}", "" if share is None else f"{share:.1%}")
         console.print(table)
         left = len(comparison.flips) - _FLIPS
         if left > 0:

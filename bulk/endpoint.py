@@ -50,7 +50,8 @@ class Endpoint(Closing):
         name = dialect or dialect_of(path)
         if name not in dialects:
             raise EndpointError(
-                f"--dialect: found {name}, which tells no entities; expected one of {', '.join(dialects)}"
+                f"{'--dialect' if dialect else 'the URL'}: found the dialect {name}; expected one of "
+                f"{', '.join(dialects)}, which tell what this bundle does"
             )
         self.dialect: Dialect = dialects[name](labels, model or "")
         if model and not (model.isascii() and model.isprintable()):
@@ -96,7 +97,7 @@ class Endpoint(Closing):
             )
         try:
             answers = self.dialect.read(response.json())
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise EndpointError(
                 f"{self.url}: its answer is none of the dialect {self.dialect.name}: {self._words(response)}"
             ) from error
@@ -143,7 +144,8 @@ class Endpoint(Closing):
 
     def _remember(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the socket of a connection that has come about; httpx calls this at each step of a request."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        # the first part of the name is the connection's kind: to the server itself, or to a proxy
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             with self._guard:
                 self._sockets.add(info["return_value"].get_extra_info("socket"))
             if self._closed.is_set():  # while it was connecting

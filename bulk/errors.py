@@ -3,7 +3,7 @@
 Exception
 └── BulkError
     ├── InputError    an input of a Classifier that cannot be classified; the message names it
-    ├── TaskError     the bundle's task gives no labels to whole texts
+    ├── TaskError     the bundle's task is another: labels of whole texts, or entities
     ├── FormatError   a file that cannot be read as a whole: its ending, its header, its columns, damage
     ├── ResumeError   an interrupted run left work here that was another run's
     ├── OutputError   the output cannot be written
@@ -22,7 +22,7 @@ class InputError(BulkError):
 
 
 class TaskError(BulkError):
-    """The bundle's task gives no labels to whole texts."""
+    """The bundle's task is another than what is asked of it."""
 
 
 class FormatError(BulkError):

@@ -25,17 +25,17 @@ class Model:
     tokenizer: Tokenizer
 
 
-def load_model(folder: Path, variant: str, *, tags: bool = False) -> Model:
-    """Verify the bundle, load the variant that fits this machine and check its golden scores here.
+def load_model(given: Path | Bundle, variant: str, *, tags: bool = False) -> Model:
+    """Verify the bundle unless it is open, load the variant that fits this machine, check its golden scores here.
 
     With `tags` it finds entities, and the tokenizer tells places. Raises BundleError, EngineError, StartupError when no
     variant fits, and TaskError when the bundle does the other.
     """
-    bundle = open_bundle(folder)
+    bundle = given if isinstance(given, Bundle) else open_bundle(given)
     if (bundle.manifest.task is Task.TOKEN_CLASSIFICATION) is not tags:
         doing, expected = ("tag", "token-classification") if tags else ("classify", "one that gives labels to texts")
         raise TaskError(
-            f"cannot {doing} with bundle {folder}: found task {bundle.manifest.task}, expected {expected}; "
+            f"cannot {doing} with bundle {bundle.folder}: found task {bundle.manifest.task}, expected {expected}; "
             "`limbeck verify` runs it"
         )
     tokenizer = Tokenizer(bundle.path(LAYOUT.tokenizer), bundle.manifest.max_length, offsets=tags)

@@ -1,12 +1,15 @@
 """How a live endpoint is asked for entities: the dialects that have them (docs/api.md)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bulk.answers import Tagged
+from bulk.answers import Place, Tagged
 from bulk.dialects import Detectors, Dialect, HuggingFace, Native, OpenInference
 from service.engine.tokenization import TextInput
+
+_OUTSIDE = "O"  # what some servers tell of tokens that are in no entity
 
 
 class NativeTags(Native):
@@ -58,5 +61,19 @@ TAG_DIALECTS: dict[str, type[Dialect]] = {
 }
 
 
-def _tagged(entities: Iterable[Mapping[str, Any]], label: str) -> Tagged:
-    return Tagged({((int(one["start"]), int(one["end"])), str(one[label])): float(one["score"]) for one in entities})
+def _tagged(entities: Sequence[Mapping[str, Any]], label: str) -> Tagged:
+    """Return what a response says of a text, of an entity that it names twice the higher score.
+
+    Raises KeyError, TypeError or ValueError where it is no list of entities.
+    """
+    if not isinstance(entities, list):
+        raise TypeError(f"found {type(entities).__name__}, expected a list of entities")
+    scores: dict[tuple[Place, str], float] = {}
+    for one in entities:
+        start, end, name, score = one["start"], one["end"], one[label], float(one["score"])
+        whole = isinstance(start, int) and isinstance(end, int) and 0 <= start < end
+        if not whole or not isinstance(name, str) or not math.isfinite(score):
+            raise ValueError(f"found {one}, which is no entity")
+        if name != _OUTSIDE:
+            scores[(start, end), name] = max(score, scores.get(((start, end), name), score))
+    return Tagged(scores)

@@ -1,14 +1,23 @@
 """`limbeck diff` between classifiers that find entities."""
 
 import json
+import socket
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bulk.answers import Tagged
+from bulk.dialects import Labels
+from bulk.endpoint import Endpoint
+from bulk.errors import EndpointError, TaskError
+from bulk.tag_dialects import TAG_DIALECTS
+from bulk.tags import Tags
 from bundle import Bundle
 from tests.bulk.helpers import run_limbeck, sentences
+from tests.bulk.test_diff import Reply, endpoint_that
 from tests.service.helpers import VOCABULARY, tag_bundle, tag_weights
 from tests.support.rows import write_lines
 
@@ -58,6 +67,10 @@ def test_two_bundles_are_compared_entity_by_entity(taggers: tuple[Bundle, Bundle
         for place in before.keys() | after.keys()
     )
     flips = {(flip["reference"], flip["candidate"]): flip["entities"] for flip in found["flips"]}
+    given = Counter(label for before, _ in sides for label in before.values())
+    for flip in found["flips"]:
+        known = given.get(flip["reference"])  # of what the reference does not find there is no number
+        assert flip["share"] == (None if known is None else pytest.approx(flip["entities"] / known))
     assert flips == {(before, after): count for (before, after), count in moves.items() if before != after}
     assert {("PER", "LOC"), ("PER", "(none)"), ("(none)", "LOC")} <= flips.keys()
     for label in LABELS[1:]:
@@ -105,5 +118,96 @@ def test_what_finds_no_entities_is_refused(taggers: tuple[Bundle, Bundle], bundl
         assert b"one finds entities and the other gives labels to texts" in result.stderr
     result = run_limbeck("diff", "http://127.0.0.1:1/predict", taggers[0].folder, "--data", tmp_path / "d.txt")
     assert result.returncode == 1
-    expected = "found tei, which tells no entities; expected one of native, huggingface, openinference, detectors"
+    expected = "the URL: found the dialect tei; expected one of native, huggingface, openinference, detectors, which"
     assert expected in " ".join(result.stderr.decode().split())
+
+
+def test_a_bundle_that_finds_entities_is_asked_for(bundle: Bundle) -> None:
+    with pytest.raises(TaskError, match=r"cannot tag with bundle .*: found task single-label, expected token-class"):
+        Tags(bundle)
+
+
+def test_scores_that_are_no_numbers_are_told(taggers: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not taken for a text without entities."""
+    with Tags(taggers[0]) as tags:
+        run = tags._model.session.run
+        monkeypatch.setattr(tags._model.session, "run", lambda arrays: run(arrays) * np.float32("nan"))
+        assert tags.answers(["a good movie"]) == ["the model's scores are not finite numbers"]
+
+
+def test_many_long_texts_are_answered_in_order(taggers: tuple[Bundle, Bundle]) -> None:
+    """More than are tokenized together."""
+    texts = [f"{text} {'x' * 20_000}" for text in sentences(250)]
+    with Tags(taggers[0]) as tags:
+        for text, found in zip(texts, tags.answers(texts), strict=True):
+            assert isinstance(found, Tagged)
+            assert dict(found.marks) == entities(text, 1)
+
+
+LONDON = {"entity": "LOC", "start": 3, "end": 9, "score": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([LONDON, LONDON | {"score": 0.5}], {((3, 9), "LOC"): 0.75}),  # told twice: the higher counts
+        ([LONDON, LONDON | {"entity": "O", "start": 0, "end": 2}], {((3, 9), "LOC"): 0.75}),
+        ([], {}),
+        ({}, None),
+        ([LONDON | {"start": None}], None),
+        ([LONDON | {"start": 9}], None),
+        ([LONDON | {"start": 1e999}], None),
+        ([LONDON | {"entity": None}], None),
+        ([LONDON | {"score": float("nan")}], None),
+        ([LONDON | {"score": 10**400}], None),
+        ([{"label": "LOC", "score": 0.75}], None),
+    ],
+)
+def test_what_a_server_tells_of_entities(found: object, expected: dict[object, float] | None) -> None:
+    with endpoint_that(lambda inputs: (200, {"results": [{"entities": found} for _ in inputs]})) as (url, asked):
+        for path in ("", "/v1/models/ner", "/v1/models/ner/tag"):
+            with Endpoint(
+                url + path, None, Labels(LABELS, {}, False), key_env=None, timeout_s=5, dialects=TAG_DIALECTS
+            ) as opened:
+                if expected is None:
+                    with pytest.raises(EndpointError, match="its answer is none of the dialect native"):
+                        opened.answers(["in London"])
+                else:
+                    assert opened.answers(["in London"]) == [Tagged(expected)]
+    assert [one["path"] for one in asked] == ["/v1/tag", "/v1/models/ner/tag", "/v1/models/ner/tag"]
+
+
+def test_labels_in_common_are_looked_for_in_all_texts(taggers: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    """Hundreds of texts hold none of the labels that the two share."""
+    texts = sentences(300)
+    other, shared = LONDON | {"entity": "MISC", "start": 0, "end": 1}, LONDON | {"start": 0, "end": 1}
+
+    def answers(inputs: list[str]) -> Reply:
+        return 200, {"results": [{"entities": [shared if text == texts[299] else other]} for text in inputs]}
+
+    data = write_lines(tmp_path / "d.jsonl", [{"text": text} for text in texts])
+    with endpoint_that(answers) as (url, _):
+        told = run_limbeck("diff", url, taggers[0].folder, "--data", data, "--json")
+        assert told.returncode == 0, told.stderr.decode()
+        assert json.loads(told.stdout)["labels"]["MISC"]["lost"] == 299
+        assert b"the candidate does not have: MISC" in told.stderr
+        told = run_limbeck("diff", url, taggers[0].folder, "--data", data, "--limit", 299)
+        assert told.returncode == 1
+        assert "found MISC; expected some of the candidate's (LOC, PER)" in " ".join(told.stderr.decode().split())
+
+
+@pytest.mark.parametrize("kind", ["connection", "proxy", "socks"])
+def test_connections_of_every_kind_are_ended(kind: str) -> None:
+    """Those of httpx to a proxy have names of their own."""
+
+    class Stream:
+        def get_extra_info(self, _: str) -> socket.socket:
+            return here
+
+    here, there = socket.socketpair()
+    opened = Endpoint("http://127.0.0.1:1", None, Labels(LABELS, {}, False), key_env=None, timeout_s=5)
+    with here, there:
+        there.settimeout(20)
+        opened._remember(f"{kind}.connect_tcp.complete", {"return_value": Stream()})
+        opened.close()
+        assert there.recv(1) == b""

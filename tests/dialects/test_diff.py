@@ -13,7 +13,7 @@ from bulk.files import Job
 from bulk.rows import TextColumns
 from bulk.tag_dialects import TAG_DIALECTS
 from bulk.tags import Tags
-from bundle import Task
+from bundle import Task, open_bundle
 from tests.dialects.conftest import TEXTS, Served
 from tests.support.rows import write_lines
 
@@ -61,7 +61,7 @@ def test_a_bundle_finds_the_entities_that_the_service_finds(served: Served, dial
     task = Task.TOKEN_CLASSIFICATION
     texts = [text for given in TEXTS for text in (given, f"Größe 電影 🎬 {given}")]
     data = write_lines(tmp_path / "traffic.jsonl", [{"text": text} for text in texts])
-    with Tags(served.bundles[task], variant="fp32") as own:
+    with Tags(open_bundle(served.bundles[task]), variant="fp32") as own:
         labels = Labels(own.manifest.labels, {}, multi_label=False)
         url, model = served.url + PATHS[dialect].format(task.value), task.value if dialect == "detectors" else None
         with Endpoint(url, dialect, labels, key_env=None, timeout_s=30, model=model, dialects=TAG_DIALECTS) as there:
