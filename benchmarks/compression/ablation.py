@@ -15,13 +15,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import FOLDER, NAMES, data_override, recipe_path
-from benchmarks.compression.seeds import Row, collect, told
+from benchmarks.compression.seeds import Measure, Row, collect, table
 from compress import distill, pipeline, teacher
 from compress.batches import predict_all
 from compress.machine import describe_machine
 from compress.models import load_classifier
 from compress.recipe_file import load_recipe
-from compress.report import markdown_table
 from compress.stage import Run, library_versions
 from compress.tasks import METRICS
 from service.engine.tokenization import Tokenizer
@@ -52,11 +51,11 @@ WAYS: dict[str, list[str]] = {
 }
 
 
-TITLES = {
-    "score": ("metric on validation", ".4f"),
-    "agreement": ("the teacher's decisions", ".4f"),
-    "difference": ("squared difference of logits", ".3f"),
-    "seconds": ("seconds", ".0f"),
+MEASURES = {
+    "score": Measure("metric on validation", ".4f", compared=True),
+    "agreement": Measure("the teacher's decisions", ".4f"),
+    "difference": Measure("squared difference of logits", ".3f", compared=True),
+    "seconds": Measure("seconds", ".0f"),
 }
 
 
@@ -85,12 +84,11 @@ def main() -> None:
         pipeline.run_until(run, "distill")
         return judge(run)
 
-    results = collect(out / "ablation.json", arguments.seeds, arguments.ways, measure)
+    results = collect(out / "ablation.json", common, arguments.seeds, arguments.ways, measure)
     print(f"Machine: {describe_machine()}.")
     print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
-    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference of the metric.\n")
-    headings = ("way", *(title for title, _ in TITLES.values()), f"against {arguments.ways[0]} [95 %]")
-    print("\n".join(markdown_table(headings, told(results, TITLES, arguments.ways))))
+    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference under the same seeds.\n")
+    print(table(results, MEASURES))
 
 
 def judge(run: Run) -> Row:

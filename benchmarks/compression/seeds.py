@@ -1,12 +1,14 @@
-"""What several seeds say of ways to do one thing: each way's scores, and its differences from the first way's."""
+"""What several seeds say of ways to do one thing: each way's measures, and their differences from the first way's."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from compress.report import markdown_table
 from compress.stage import write_atomic
 
 Row = dict[str, float]
@@ -14,51 +16,66 @@ Results = dict[str, dict[str, Row]]
 """Seed (a key of JSON) -> way -> what was measured."""
 
 
-def collect(path: Path, seeds: Sequence[int], ways: Sequence[str], measure: Callable[[int, str], Row]) -> Results:
-    """Measure every way under every seed, and return all; what `path` holds already is not measured again."""
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table, two where ways are `compared`."""
+
+    title: str
+    form: str
+    """Of a number, as for format()."""
+    compared: bool = False
+
+
+def collect(
+    path: Path,
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    ways: Sequence[str],
+    measure: Callable[[int, str], Row],
+) -> Results:
+    """Measure every way under every seed; what `path` holds already is not measured again.
+
+    Raises SystemExit where that was measured with other settings.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    results: Results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"settings": [*settings], "seeds": {}}
+    if known["settings"] != [*settings]:
+        raise SystemExit(f"{path}: found results of {known['settings']}, expected {[*settings]}; give another --out")
+    results: Results = known["seeds"]
     for seed in seeds:
         for way in ways:
             done = results.setdefault(str(seed), {})
             if way not in done:
                 done[way] = measure(seed, way)
-                write_atomic(path, json.dumps(results, indent=2))
-    return results
+                write_atomic(path, json.dumps(known, indent=2))
+    return {str(seed): {way: results[str(seed)][way] for way in ways} for seed in seeds}
 
 
-def values(results: Results, way: str, name: str) -> list[float]:
-    """Return a measure of a way, seed by seed, where it was measured."""
-    return [found[way][name] for found in results.values() if way in found]
+def table(results: Results, measures: Mapping[str, Measure]) -> str:
+    """Return a Markdown table with a row a way: mean ± standard deviation over the seeds, and what is compared."""
+    ways = list(next(iter(results.values())))
+    headings, rows = ["way"], [[way] for way in ways]
+    for name, measure in measures.items():
+        headings.append(measure.title)
+        for cells in rows:
+            cells.append(_spread([found[cells[0]][name] for found in results.values()], measure.form))
+        if measure.compared:
+            headings.append(f"against {ways[0]} [95 %]")
+            for cells in rows:
+                pairs = [found[cells[0]][name] - found[ways[0]][name] for found in results.values()]
+                cells.append("" if cells[0] == ways[0] else _difference(pairs, measure.form))
+    return "\n".join(markdown_table(headings, rows))
 
 
-def spread(scores: Sequence[float], form: str) -> str:
-    """Return the mean, and the standard deviation between seeds where there are several."""
+def _spread(scores: Sequence[float], form: str) -> str:
     mean = f"{np.mean(scores):{form}}"
     return f"{mean} ± {np.std(scores, ddof=1):{form}}" if len(scores) > 1 else mean
 
 
-def difference(results: Results, way: str, base: str, name: str, form: str) -> str:
-    """Return how far a way lies from `base` under the same seeds: the mean and Student's 95 % interval of it."""
-    pairs = [found[way][name] - found[base][name] for found in results.values() if {way, base} <= found.keys()]
-    if way == base or not pairs:
-        return ""
+def _difference(pairs: Sequence[float], form: str) -> str:
+    """Return the mean difference under the same seeds, with Student's interval where there are several."""
     mean = float(np.mean(pairs))
     if len(pairs) == 1 or np.ptp(pairs) == 0:
         return f"{mean:+{form}}"
     low, high = stats.t.interval(0.95, len(pairs) - 1, loc=mean, scale=stats.sem(pairs))
     return f"{mean:+{form}} [{low:+{form}}, {high:+{form}}]"
-
-
-def told(results: Results, titles: Mapping[str, tuple[str, str]], ways: Sequence[str]) -> list[list[str]]:
-    """Return a row of cells a way: of each measure (name -> title, format) the spread, of the first the difference."""
-    first, (_, form) = next(iter(titles.items()))
-    return [
-        [
-            way,
-            *(spread(values(results, way, name), form_) for name, (_, form_) in titles.items()),
-            difference(results, way, ways[0], first, form),
-        ]
-        for way in ways
-        if values(results, way, first)
-    ]
