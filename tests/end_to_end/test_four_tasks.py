@@ -28,12 +28,16 @@ REAL = {
 }
 OTHERS = {"validation": 300, "test": 400}
 
-# The size target needs no clock: it must be met. A busy machine's clock need not agree with itself.
+# The size target needs no clock: it must be met. A busy machine's clock need not agree with itself, within reason.
 TARGETS: dict[Task, dict[str, Any]] = {
     Task.SINGLE_LABEL: {"target": {"speedup": 12}, "vocabulary": {"min_count": 1, "epochs": 0}},
     Task.TOKEN_CLASSIFICATION: {"target": {"size_mb": 15}},
 }
-PRUNED = {"student": {"layers": 6}, "prune": {"steps": 3, "texts": 128, "final_epochs": 3}}
+PRUNED = {
+    "student": {"layers": 6},
+    "prune": {"steps": 3, "texts": 128, "final_epochs": 3},
+    "gate": {"max_quality_drop": 0.2},
+}
 
 pytestmark = [pytest.mark.slow, needs_weights]
 
@@ -68,23 +72,21 @@ def test_a_slice_of_real_data_becomes_a_verified_bundle(task: Task, tmp_path: Pa
     write_slice(Path(DATA) / name, tmp_path / "data", train)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe_of(task)))
     command = [*LIMBECK, "compress", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
-    if task in TARGETS:
-        command.append("--force")  # the gate's drop is for students that are not pruned
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr + result.stdout
 
     bundle = open_bundle(tmp_path / "out/bundle")
     teacher, student, int8, _ = bundle.manifest.metrics
     assert main_score(teacher) > floor
-    assert main_score(int8) > floor - (0.08 if task in TARGETS else 0.05)
-    assert int8.label_flips.value <= (0.04 if task in TARGETS else 0.02)
+    assert main_score(int8) > floor - 0.05
+    assert int8.label_flips.value <= 0.02
     assert int8.batch_invariance is not None
     assert int8.batch_invariance.bit_equal
     assert int8.onnx_bytes < student.onnx_bytes / 3
     if task in TARGETS:
         outcome = bundle.manifest.target
         assert outcome is not None
-        assert outcome.met or (outcome.reason is not None and "size_mb" not in TARGETS[task]["target"])
+        assert outcome.met or (outcome.kind == "speedup" and outcome.wanted / 2 < outcome.reached < outcome.wanted * 2)
         assert int8.onnx_bytes < teacher.onnx_bytes / 5
 
     counted = Served(bundle.folder, "int8").quality(read_lines(tmp_path / "data/test.jsonl"))
