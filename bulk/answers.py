@@ -63,9 +63,9 @@ class Tagged:
 
     def moves(self, other: Self) -> Iterator[tuple[str, str]]:
         """Yield for every place where one of the two finds an entity its label here and there."""
-        here, there = dict(self.scores), dict(other.scores)
-        for place in sorted({place for place, _ in (*here, *there)}):
-            before, after = ({label for where, label in found if where == place} for found in (here, there))
+        sides = self.scores, other.scores
+        for place in sorted({place for found in sides for place, _ in found}):
+            before, after = ({label for where, label in found if where == place} for found in sides)
             yield ", ".join(sorted(before)) or NO_LABEL, ", ".join(sorted(after)) or NO_LABEL
 
     def told(self) -> str:

@@ -157,7 +157,7 @@ class Classifier(Closing):
     def _stream_checked(self, inputs: str | Iterable[Any]) -> Iterator[Scored]:
         given = [inputs] if isinstance(inputs, str) else inputs
         number = 0
-        for _, scored in self.stream(_windows(checked(given, pairs=self.manifest.text_pair))):
+        for _, scored in self.stream(windows(checked(given, pairs=self.manifest.text_pair))):
             broken = np.flatnonzero(~np.isfinite(scored.scores).all(axis=1))
             if len(broken):
                 raise BulkError(f"inputs[{number + int(broken[0])}]: the model's scores are not finite numbers")
@@ -194,7 +194,8 @@ def batches_by_length(
         at += size
 
 
-def _windows(inputs: Iterable[TextInput]) -> Iterator[tuple[None, list[TextInput]]]:
+def windows(inputs: Iterable[TextInput]) -> Iterator[tuple[None, list[TextInput]]]:
+    """Yield the inputs in windows of bounded size, each with nothing to carry."""
     bound = WindowBound()
     window: list[TextInput] = []
     for given in inputs:

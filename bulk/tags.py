@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bulk.answers import Tagged
-from bulk.classifier import batches_by_length
+from bulk.classifier import batches_by_length, windows
 from bulk.closing import Closing
-from bulk.inputs import WindowBound
 from bulk.model import load_model
 from bundle import Bundle, Manifest
 from service.engine.postprocess import FloatArray
@@ -37,21 +36,14 @@ class Tags(Closing):
 
     def answers(self, inputs: Sequence[TextInput]) -> list[Tagged | str]:
         """Return the entities of each text, in order, or why there are none to tell; raises EngineError."""
-        answers: list[Tagged | str] = []
-        bound, window = WindowBound(), list[str]()
-        for text in map(str, inputs):
-            window.append(text)
-            if bound.full_after(len(text)):
-                answers += self._window(window)
-                window = []
-        return answers + self._window(window)
+        return [answer for _, window in windows(inputs) for answer in self._window(list(map(str, window)))]
 
     def close(self) -> None:
         """End its threads as soon as the batches that run are done; what waits is dropped."""
         self._workers.shutdown(cancel_futures=True)
 
     def _window(self, texts: list[str]) -> list[Tagged | str]:
-        encodings = self._model.tokenizer.encode(texts) if texts else []
+        encodings = self._model.tokenizer.encode(texts)
         batches = list(batches_by_length([encoding.tokens for encoding in encodings]))
         found: dict[int, Tagged | str] = {}
         work = self._workers.map(lambda batch: self._tag([(texts[i], encodings[i]) for i in batch]), batches)

@@ -15,13 +15,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import FOLDER, NAMES, data_override, recipe_path
-from benchmarks.compression.seeds import Measure, Row, collect, table
+from benchmarks.compression.seeds import Measure, Row, collect, show
 from compress import distill, pipeline, teacher
 from compress.batches import predict_all
-from compress.machine import describe_machine
 from compress.models import load_classifier
 from compress.recipe_file import load_recipe
-from compress.stage import Run, library_versions
+from compress.stage import Run
 from compress.tasks import METRICS
 from service.engine.tokenization import Tokenizer
 
@@ -85,10 +84,7 @@ def main() -> None:
         return judge(run)
 
     results = collect(out / "ablation.json", common, arguments.seeds, arguments.ways, measure)
-    print(f"Machine: {describe_machine()}.")
-    print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
-    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference under the same seeds.\n")
-    print(table(results, MEASURES))
+    show(results, MEASURES)
 
 
 def judge(run: Run) -> Row:

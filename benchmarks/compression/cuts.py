@@ -15,11 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.compression.recipe_list import FOLDER, data_override, recipe_path
-from benchmarks.compression.seeds import Measure, Row, collect, table
+from benchmarks.compression.seeds import Measure, Row, collect, show
 from compress import pipeline
-from compress.machine import describe_machine
 from compress.recipe_file import load_recipe
-from compress.stage import Run, library_versions
+from compress.stage import Run
 
 NAME = "movie-reviews-pruned"
 SMALL = (
@@ -74,10 +73,7 @@ def main() -> None:
         }
 
     results = collect(arguments.out / "cuts.json", common, arguments.seeds, arguments.ways, measure)
-    print(f"Machine: {describe_machine()}.")
-    print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
-    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference under the same seeds.\n")
-    print(table(results, MEASURES))
+    show(results, MEASURES)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from compress.machine import describe_machine
 from compress.report import markdown_table
-from compress.stage import write_atomic
+from compress.stage import library_versions, write_atomic
 
 Row = dict[str, float]
 Results = dict[str, dict[str, Row]]
@@ -51,8 +52,11 @@ def collect(
     return {str(seed): {way: results[str(seed)][way] for way in ways} for seed in seeds}
 
 
-def table(results: Results, measures: Mapping[str, Measure]) -> str:
-    """Return a Markdown table with a row a way: mean ± standard deviation over the seeds, and what is compared."""
+def show(results: Results, measures: Mapping[str, Measure]) -> None:
+    """Print where it was measured, and a table with a row a way: mean ± standard deviation, and what is compared."""
+    print(f"Machine: {describe_machine()}.")
+    print(f"Versions: {', '.join(f'{name} {version}' for name, version in library_versions().items())}.")
+    print(f"Seeds: {', '.join(results)}; mean ± standard deviation, and the difference under the same seeds.\n")
     ways = list(next(iter(results.values())))
     headings, rows = ["way"], [[way] for way in ways]
     for name, measure in measures.items():
@@ -64,7 +68,7 @@ def table(results: Results, measures: Mapping[str, Measure]) -> str:
             for cells in rows:
                 pairs = [found[cells[0]][name] - found[ways[0]][name] for found in results.values()]
                 cells.append("" if cells[0] == ways[0] else _difference(pairs, measure.form))
-    return "\n".join(markdown_table(headings, rows))
+    print("\n".join(markdown_table(headings, rows)))
 
 
 def _spread(scores: Sequence[float], form: str) -> str:
